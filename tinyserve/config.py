@@ -1,0 +1,100 @@
+"""What can be configured, as frozen dataclasses that are validated once, when they are built.
+
+Every layer may import this module; it imports none of them. An error names the setting, what came and what is allowed.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+Precision = Literal["W4A16", "W16A16"]
+DtypeName = Literal["auto", "float16", "bfloat16", "float32"]
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 1024  # of one stop string
+MAX_STOP_TOKEN_IDS = 128
+
+
+def _check(ok: bool, name: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+def _in_range(name: str, value: float, low: float, high: float) -> None:
+    _check(math.isfinite(value) and low <= value <= high, name, value, f"between {low} and {high}")
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the tokens of one request are chosen.
+
+    `temperature` below 1e-3 or `top_k` 1 means greedy. `stop` strings end the text before themselves; `stop_token_ids`
+    end it like the end-of-sequence token. A request with a `seed` gives the same text whatever runs beside it.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1  # -1: all
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _in_range("max_new_tokens", self.max_new_tokens, 1, 1 << 20)
+        _in_range("temperature", self.temperature, 0.0, 100.0)
+        _check(0.0 <= self.top_p <= 1.0, "top_p", self.top_p, "between 0 and 1")
+        _check(self.top_k in (-1, 0) or 1 <= self.top_k <= 1 << 20, "top_k", self.top_k, "-1 (all) or at least 1")
+        _in_range("min_p", self.min_p, 0.0, 1.0)
+        _check(0.0 < self.repetition_penalty <= 100.0, "repetition_penalty", self.repetition_penalty, "above 0, at most 100")
+        _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        if self.seed is not None:
+            _in_range("seed", self.seed, 0, 2**63 - 1)
+        _check(len(self.stop) <= MAX_STOP_STRINGS, "stop", f"{len(self.stop)} strings", f"at most {MAX_STOP_STRINGS}")
+        for text in self.stop:
+            _check(0 < len(text) <= MAX_STOP_CHARACTERS, "stop", text[:40], f"1 to {MAX_STOP_CHARACTERS} characters")
+        _check(
+            len(self.stop_token_ids) <= MAX_STOP_TOKEN_IDS,
+            "stop_token_ids",
+            f"{len(self.stop_token_ids)} ids",
+            f"at most {MAX_STOP_TOKEN_IDS}",
+        )
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < 1e-3 or self.top_k == 1 or self.top_p < 1e-8
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """One engine: which checkpoint, in which precision, with how much memory for the KV cache."""
+
+    model_path: Path
+    quant_path: Path | None = None  # W4A16 linear layers from here; None: from model_path itself
+    precision: Precision = "W4A16"
+    dtype: DtypeName = "auto"  # of activations and KV cache; auto: the checkpoint's
+    device: str = "auto"  # auto: cuda where there is one, else cpu
+    block_size: int = 32  # tokens in one block of the KV cache
+    kv_cache_bytes: int | None = None  # None: a share of the free memory, see engine/model_runner.py
+    max_num_requests: int = 64  # running at once
+    max_batch_tokens: int = 2048  # of one step
+    max_context: int | None = None  # None: the model's
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.precision in get_args(Precision), "precision", self.precision, "W4A16 or W16A16")
+        _check(self.dtype in get_args(DtypeName), "dtype", self.dtype, ", ".join(get_args(DtypeName)))
+        _check(self.block_size in (8, 16, 32, 64, 128), "block_size", self.block_size, "8, 16, 32, 64 or 128")
+        _in_range("max_num_requests", self.max_num_requests, 1, 4096)
+        _in_range("max_batch_tokens", self.max_batch_tokens, 16, 1 << 20)
+        if self.max_context is not None:
+            _in_range("max_context", self.max_context, 1, 1 << 24)
+        if self.kv_cache_bytes is not None:
+            _in_range("kv_cache_bytes", self.kv_cache_bytes, 1 << 16, 1 << 50)
