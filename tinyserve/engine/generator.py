@@ -1,0 +1,60 @@
+"""What a model worker needs from whatever produces text: the real engine, or a timed stand-in in the benchmarks.
+
+Only the interface and the types that cross it stand here; nothing about models, scheduling or HTTP.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from tinyserve.config import SamplingParams
+from tinyserve.engine.request import Chunk
+
+VALIDATION = 40001  # a parameter is malformed
+OUT_OF_RANGE = 40302  # a parameter is outside its range
+CONTEXT_OVERFLOW = 40303  # the prompt leaves no room in the model's context
+
+
+class RequestError(ValueError):
+    """The caller's mistake, found before any work was done. `code` is the error_code of the wire protocol."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    num_running: int
+    num_waiting: int
+    free_blocks: int
+    total_blocks: int
+    generated_tokens: int  # since the start
+
+
+class Generator(Protocol):
+    """Streams text for prompts. Safe to call from several tasks at once."""
+
+    @property
+    def model_name(self) -> str: ...
+
+    @property
+    def context_length(self) -> int: ...
+
+    def count_tokens(self, text: str) -> int: ...
+
+    def generate(self, prompt: str, params: SamplingParams) -> AsyncIterator[Chunk]:
+        """An async generator of what becomes new; the last chunk has a finish_reason.
+
+        Closing it, or cancelling the task that reads it, aborts the request and frees its blocks.
+
+        Raises:
+            RequestError: before the first chunk, when the prompt or a parameter cannot be served.
+        """
+        ...
+
+    def stats(self) -> EngineStats: ...
+
+    def apply_chat_template(self, messages: list[dict[str, str]]) -> str: ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,65 @@
+"""One request, from arrival to its last token, and the chunks in which its output leaves the engine.
+
+The request owns its state and answers questions about it; who changes it, and when, is decided by scheduler.py (which
+tokens run), engine.py (which token comes next) and block_manager.py (where keys and values lie). It knows no tensors.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Literal
+
+from tinyserve.config import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What became new for one request: the last one carries the finish reason."""
+
+    text: str  # new text only, may be empty; a stop string never appears in it, nor a part of one
+    token_ids: tuple[int, ...]  # new tokens; the end-of-sequence token is counted but gives no text
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    finish_reason: FinishReason | None = None
+    error: str | None = None  # with finish_reason "error"
+
+
+class Status(Enum):
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+@dataclass(eq=False)
+class Request:
+    """The tokens of one request and how far their keys and values are computed.
+
+    A preempted request keeps its output tokens: they are computed again like a prompt, so no token is lost or repeated.
+    """
+
+    id: int
+    token_ids: list[int]  # prompt, then output
+    params: SamplingParams
+    num_prompt_tokens: int = field(init=False)
+    max_tokens: int = field(init=False)  # prompt and output together
+    status: Status = Status.WAITING
+    block_ids: list[int] = field(default_factory=list)
+    num_computed: int = 0  # tokens whose keys and values are in the cache
+
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = len(self.token_ids)
+        self.max_tokens = self.num_prompt_tokens + self.params.max_new_tokens
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens whose keys and values are still to be computed: 1 in decode, more in prefill and after a preemption."""
+        return len(self.token_ids) - self.num_computed
