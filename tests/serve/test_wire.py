@@ -1,0 +1,83 @@
+"""The record format: what goes over the wire is exactly what the protocol says, however the network cuts it."""
+
+import json
+
+import pytest
+
+from tinyserve.serve import wire
+
+TEXTS = [
+    "",
+    "plain",
+    'quote " and \\ slash',
+    "line\nbreak\ttab",
+    "zero \0 inside",
+    "Zürich 東京",
+    "emoji 🙂 end",
+    "\x1f\x7f",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_record_is_ascii_json_and_one_zero_byte(text: str) -> None:
+    data = wire.encode({"text": text, "error_code": 0})
+    assert data.endswith(b"\0")
+    assert data.count(b"\0") == 1
+    assert data.isascii()
+    assert json.loads(data[:-1]) == {"text": text, "error_code": 0}
+
+
+def test_cumulative_records_start_with_the_prefix() -> None:
+    encoder = wire.RecordEncoder(prefix='Say "hi" 🙂\n')
+    so_far = 'Say "hi" 🙂\n'
+    for count, text in enumerate(TEXTS, start=1):
+        so_far += text
+        record = json.loads(encoder.encode(text, 7, count, None)[:-1])
+        assert record == {
+            "text": so_far,
+            "error_code": 0,
+            "usage": {"prompt_tokens": 7, "completion_tokens": count, "total_tokens": 7 + count},
+            "finish_reason": None,
+        }
+
+
+def test_delta_records_hold_the_new_text_alone() -> None:
+    encoder = wire.RecordEncoder(prefix="the prompt", cumulative=False)
+    texts = [json.loads(encoder.encode(text, 1, 1, None)[:-1])["text"] for text in TEXTS]
+    assert texts == TEXTS
+
+
+def test_the_fast_encoder_writes_what_json_dumps_would() -> None:
+    fast = wire.RecordEncoder(prefix="päß ").encode("a\0b", 3, 4, "stop")
+    usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    assert fast == wire.encode({"text": "päß a\0b", "error_code": 0, "usage": usage, "finish_reason": "stop"})
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_decoder_does_not_care_where_the_network_cuts(size: int) -> None:
+    records = [{"text": text, "error_code": 0} for text in TEXTS]
+    stream = b"".join(map(wire.encode, records))
+    decoder = wire.RecordDecoder()
+    decoded = [record for at in range(0, len(stream), size) for record in decoder.feed(stream[at : at + size])]
+    decoder.finish()
+    assert decoded == records
+
+
+def test_decoder_reports_a_stream_that_ends_inside_a_record() -> None:
+    decoder = wire.RecordDecoder()
+    assert decoder.feed(wire.encode({"text": "a"}) + b'{"text": "b') == [{"text": "a"}]
+    with pytest.raises(ValueError, match="ended inside a record"):
+        decoder.finish()
+
+
+@pytest.mark.parametrize("data", [b"not json\0", b"[1, 2]\0", b"\xff\xfe\0"])
+def test_decoder_refuses_what_is_not_a_json_object(data: bytes) -> None:
+    with pytest.raises(ValueError, match="record"):
+        wire.RecordDecoder().feed(data)
+
+
+def test_error_record_has_a_code_and_no_zero_code() -> None:
+    record = json.loads(wire.error_record(wire.ErrorCode.CONTEXT_OVERFLOW, "too long")[:-1])
+    assert (record["text"], record["error_code"]) == ("too long", 40303)
+    with pytest.raises(ValueError, match="other than 0"):
+        wire.error_record(wire.ErrorCode.OK, "fine")

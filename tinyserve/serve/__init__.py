@@ -1,0 +1,1 @@
+"""Controller, model workers and their clients: everything that speaks HTTP."""
