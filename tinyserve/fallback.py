@@ -1,0 +1,258 @@
+"""Every op in plain PyTorch, for any device, used where no compiled kernel exists.
+
+Takes the arguments of the compiled ops and gives their results to rounding: sums in fp32, one rounding at the end.
+Correct and unhurried: nothing here is tuned. It does not know the compiled libraries; ops.py chooses between them and
+this. Its packed weight is the plain one: qweight uint8 [N, K/2], element k in the low half of byte k/2 where k is even,
+in the high half where it is odd; qparams fp32 [N, K/G, 2] holding scale and zero of each group.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def w4a16_pack(codes: Tensor, scales: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor]:
+    """Packs a quantized weight for w4a16_gemv and w4a16_gemm.
+
+    Args:
+        codes: uint8 [N, K], values 0..15, K even.
+        scales: float [N, K/G].
+        zeros: uint8 [N, K/G].
+
+    Returns:
+        qweight uint8 [N, K/2] and qparams fp32 [N, K/G, 2].
+
+    Raises:
+        ValueError: a shape or dtype does not fit.
+    """
+    _check_codes(codes, scales, zeros)
+    qweight = codes[:, 0::2] | (codes[:, 1::2] << 4)
+    return qweight, torch.stack([scales.float(), zeros.float()], dim=-1)
+
+
+def w4a16_dequantize(qweight: Tensor, qparams: Tensor) -> Tensor:
+    """The fp32 weight [N, K] that the packed pair stands for: (code - zero) * scale."""
+    n, half_k = qweight.shape
+    codes = torch.stack([qweight & 0xF, qweight >> 4], dim=-1).view(n, qparams.shape[1], -1).float()
+    scale, zero = qparams[..., :1], qparams[..., 1:]
+    return ((codes - zero) * scale).view(n, 2 * half_k)
+
+
+def w4a16_gemm(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [M, K] times the packed weight [N, K] transposed, plus bias [N] -> [M, N] in x's dtype."""
+    _check_rows("x", x, 2 * qweight.shape[1])
+    y = F.linear(x.float(), w4a16_dequantize(qweight, qparams), None if bias is None else bias.float())
+    return y.to(x.dtype)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [M, K] times weight [N, K] transposed, plus bias [N] -> [M, N]; one dtype for all."""
+    _check_rows("x", x, weight.shape[1])
+    _check_same_dtype("weight", weight, x)
+    if x.is_cuda:  # cuBLAS sums 16-bit products in fp32 itself
+        return F.linear(x, weight, bias)
+    return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
+    """x [T, C] over its root mean square, times weight [C]; with residual [T, C], adds x to that in place and norms it."""
+    _check_rows("x", x, weight.shape[0])
+    _check_same_dtype("weight", weight, x)
+    if residual is not None:
+        if residual.shape != x.shape:
+            raise ValueError(f"residual must be {list(x.shape)}, got {list(residual.shape)}")
+        _check_same_dtype("residual", residual, x)
+        x = residual.add_(x)
+    rows = x.float()
+    scale = torch.rsqrt(rows.square().mean(dim=-1, keepdim=True) + eps)
+    return (rows * scale * weight.float()).to(x.dtype)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """gate_up [T, 2*I] -> silu(first half) * second half, [T, I]."""
+    _check_float("gate_up", gate_up)
+    if gate_up.dim() != 2 or gate_up.shape[1] % 2:
+        raise ValueError(f"gate_up must be [T, 2*I], got {list(gate_up.shape)}")
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    return (F.silu(gate) * up).to(gate_up.dtype)
+
+
+def rope_kv_write(
+    qkv: Tensor, positions: Tensor, cos_sin: Tensor, slots: Tensor, k_cache: Tensor, v_cache: Tensor, num_heads: int
+) -> Tensor:
+    """Rotates queries and keys by their positions and puts keys and values into the paged cache.
+
+    The first R elements of a head turn in pairs (i, i + R/2), as in Llama's rotate_half; the rest stay.
+
+    Args:
+        qkv: [T, (H + 2*Hkv) * D].
+        positions: int32 [T].
+        cos_sin: fp32 [P, R], R <= D: cosines in the first half of a row, sines in the second.
+        slots: int32 [T], block * S + offset; -1 where nothing is to be written.
+        k_cache, v_cache: [blocks, Hkv, S, D], written in place.
+        num_heads: H.
+
+    Returns:
+        The rotated queries [T, H, D].
+
+    Raises:
+        ValueError: a shape, dtype, position or slot does not fit.
+    """
+    tokens = qkv.shape[0]
+    num_blocks, kv_heads, block_size, head_dim = _check_caches(k_cache, v_cache)
+    _check_same_dtype("k_cache", k_cache, qkv)
+    _check_rows("qkv", qkv, (num_heads + 2 * kv_heads) * head_dim)
+    _check_int32("positions", positions, [tokens])
+    _check_int32("slots", slots, [tokens])
+    num_positions, rotary_dim = cos_sin.shape
+    if rotary_dim % 2 or rotary_dim > head_dim or cos_sin.dtype != torch.float32:
+        expected = f"float32 [P, R] with R even and at most {head_dim}"
+        raise ValueError(f"cos_sin must be {expected}, got {cos_sin.dtype} {list(cos_sin.shape)}")
+    _check_range("positions", positions, 0, num_positions)
+    _check_range("slots", slots, -1, num_blocks * block_size)
+
+    q, k, v = qkv.view(tokens, -1, head_dim).split([num_heads, kv_heads, kv_heads], dim=1)
+    cos, sin = cos_sin[positions.long()].unsqueeze(1).chunk(2, dim=-1)  # [T, 1, R/2]
+    written = slots >= 0
+    block, offset = slots[written].long() // block_size, slots[written].long() % block_size
+    k_cache[block, :, offset] = _rotate(k, cos, sin)[written]
+    v_cache[block, :, offset] = v[written]
+    return _rotate(q, cos, sin)
+
+
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    scale: float,
+) -> Tensor:
+    """Causal attention of a flat batch of requests over the paged cache; prefill and decode may mix.
+
+    Query i of request b sits at position context_lens[b] - q_len + i and sees the keys up to that position.
+
+    Args:
+        q: [T, H, D], the queries of all requests one after another.
+        k_cache, v_cache: [blocks, Hkv, S, D], Hkv dividing H: query head h reads key head h // (H / Hkv).
+        block_tables: int32 [B, max_blocks], the blocks of each request in the order of their positions.
+        query_starts: int32 [B + 1], request b's queries are rows query_starts[b] .. query_starts[b + 1].
+        context_lens: int32 [B], keys of each request, those of its queries included.
+        scale: factor on the scores, commonly D ** -0.5.
+
+    Returns:
+        [T, H, D].
+
+    Raises:
+        ValueError: a shape or dtype does not fit, or the tables lead outside the cache.
+    """
+    lengths = _check_attention(q, k_cache, v_cache, block_tables, query_starts, context_lens)
+    _, kv_heads, block_size, head_dim = k_cache.shape
+    out = torch.empty_like(q)
+    for request, (first, last, context_len) in enumerate(lengths):
+        if first == last:
+            continue
+        blocks = block_tables[request, : -(-context_len // block_size)].long()
+        keys, values = (  # [Hkv, context, D]
+            cache[blocks].transpose(0, 1).reshape(kv_heads, -1, head_dim)[:, :context_len].float()
+            for cache in (k_cache, v_cache)
+        )
+        query_positions = torch.arange(context_len - (last - first), context_len, device=q.device)
+        visible = torch.arange(context_len, device=q.device) <= query_positions[:, None]
+        queries = q[first:last].float().transpose(0, 1)  # [H, queries, D]
+        attended = F.scaled_dot_product_attention(
+            queries[None], keys[None], values[None], attn_mask=visible, scale=scale, enable_gqa=True
+        )
+        out[first:last] = attended[0].transpose(0, 1).to(q.dtype)
+    return out
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [T, heads, D] with its first R elements turned by cos and sin [T, 1, R/2]."""
+    half = cos.shape[-1]
+    first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    turned = [first.float() * cos - second.float() * sin, second.float() * cos + first.float() * sin]
+    return torch.cat([*(t.to(x.dtype) for t in turned), rest], dim=-1)
+
+
+def _check_float(name: str, t: Tensor) -> None:
+    if t.dtype not in FLOATS:
+        raise ValueError(f"{name} must be float16, bfloat16 or float32, got {t.dtype}")
+
+
+def _check_same_dtype(name: str, t: Tensor, x: Tensor) -> None:
+    if t.dtype != x.dtype:
+        raise ValueError(f"{name} must be {x.dtype}, got {t.dtype}")
+
+
+def _check_rows(name: str, t: Tensor, width: int) -> None:
+    _check_float(name, t)
+    if t.dim() != 2 or t.shape[1] != width:
+        raise ValueError(f"{name} must be [{t.shape[0] if t.dim() else 'rows'}, {width}], got {list(t.shape)}")
+
+
+def _check_int32(name: str, t: Tensor, shape: list[int]) -> None:
+    if t.dtype != torch.int32 or list(t.shape) != shape:
+        raise ValueError(f"{name} must be int32 {shape}, got {t.dtype} {list(t.shape)}")
+
+
+def _check_range(name: str, t: Tensor, low: int, end: int) -> None:
+    wrong = t[(t < low) | (t >= end)]
+    if wrong.numel():
+        raise ValueError(f"{name} must be in {low}..{end - 1}, got {int(wrong[0])}")
+
+
+def _check_codes(codes: Tensor, scales: Tensor, zeros: Tensor) -> None:
+    _check_float("scales", scales)
+    if codes.dtype != torch.uint8 or codes.dim() != 2:
+        raise ValueError(f"codes must be uint8 [N, K], got {codes.dtype} {list(codes.shape)}")
+    n, k = codes.shape
+    groups = scales.shape[-1]
+    if scales.shape != (n, groups) or groups == 0 or k % groups or k % 2:
+        raise ValueError(f"scales must be [{n}, K/G] with G dividing K={k}, got {list(scales.shape)}")
+    if zeros.dtype != torch.uint8 or zeros.shape != scales.shape:
+        raise ValueError(f"zeros must be uint8 {list(scales.shape)}, got {zeros.dtype} {list(zeros.shape)}")
+
+
+def _check_caches(k_cache: Tensor, v_cache: Tensor) -> tuple[int, int, int, int]:
+    _check_float("k_cache", k_cache)
+    _check_same_dtype("v_cache", v_cache, k_cache)
+    if k_cache.dim() != 4:
+        raise ValueError(f"k_cache must be [blocks, Hkv, S, D], got {list(k_cache.shape)}")
+    if v_cache.shape != k_cache.shape:
+        raise ValueError(f"v_cache must be {list(k_cache.shape)}, got {list(v_cache.shape)}")
+    num_blocks, kv_heads, block_size, head_dim = k_cache.shape
+    return num_blocks, kv_heads, block_size, head_dim
+
+
+def _check_attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, query_starts: Tensor, context_lens: Tensor
+) -> list[tuple[int, int, int]]:
+    """Each request's first query row, the row after its last and its context length, once all of them are sound."""
+    num_blocks, kv_heads, block_size, head_dim = _check_caches(k_cache, v_cache)
+    _check_same_dtype("q", q, k_cache)
+    if q.dim() != 3 or q.shape[2] != head_dim or q.shape[1] % kv_heads:
+        raise ValueError(f"q must be [T, H, {head_dim}] with H a multiple of {kv_heads}, got {list(q.shape)}")
+    batch = context_lens.shape[0]
+    max_blocks = block_tables.shape[-1]
+    _check_int32("context_lens", context_lens, [batch])
+    _check_int32("block_tables", block_tables, [batch, max_blocks])
+    _check_int32("query_starts", query_starts, [batch + 1])
+    starts, contexts = query_starts.tolist(), context_lens.tolist()
+    if starts[0] != 0 or starts[-1] != q.shape[0]:
+        raise ValueError(f"query_starts must run from 0 to T={q.shape[0]}, got {starts[0]}..{starts[-1]}")
+    for request, context_len in enumerate(contexts):
+        query_len = starts[request + 1] - starts[request]
+        if query_len < 0:
+            raise ValueError(f"query_starts must not fall, got {starts[request]} then {starts[request + 1]}")
+        if not query_len <= context_len <= max_blocks * block_size:
+            allowed = f"{query_len}..{max_blocks * block_size}"
+            raise ValueError(f"context_lens[{request}] must be in {allowed}, got {context_len}")
+        if query_len:
+            _check_range(
+                f"block_tables[{request}]", block_tables[request, : -(-context_len // block_size)], 0, num_blocks
+            )
+    return list(zip(starts[:-1], starts[1:], contexts, strict=True))
