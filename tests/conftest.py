@@ -20,7 +20,7 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_rtn(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model in 4 bits, groups of 64, rounded to nearest: quick to make, for tests that do not judge quality."""
+    """The same model in 4 bits, groups of 64, rounded to nearest: quick to make, for tests that judge no quality."""
     from awq import entry
 
     folder = tmp_path_factory.mktemp("models") / "SmolLM2-135M-Instruct-rtn"

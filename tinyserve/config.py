@@ -52,7 +52,7 @@ class SamplingParams:
         _check(0.0 <= self.top_p <= 1.0, "top_p", self.top_p, "between 0 and 1")
         _check(self.top_k in (-1, 0) or 1 <= self.top_k <= 1 << 20, "top_k", self.top_k, "-1 (all) or at least 1")
         _in_range("min_p", self.min_p, 0.0, 1.0)
-        _check(0.0 < self.repetition_penalty <= 100.0, "repetition_penalty", self.repetition_penalty, "above 0, at most 100")
+        _in_range("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         if self.seed is not None:
