@@ -3,7 +3,7 @@
 Only the interface and the types that cross it stand here; nothing about models, scheduling or HTTP.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,7 +43,7 @@ class Generator(Protocol):
 
     def count_tokens(self, text: str) -> int: ...
 
-    def generate(self, prompt: str, params: SamplingParams) -> AsyncIterator[Chunk]:
+    def generate(self, prompt: str, params: SamplingParams) -> AsyncGenerator[Chunk, None]:
         """An async generator of what becomes new; the last chunk has a finish_reason.
 
         Closing it, or cancelling the task that reads it, aborts the request and frees its blocks.

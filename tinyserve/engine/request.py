@@ -61,5 +61,5 @@ class Request:
 
     @property
     def num_pending(self) -> int:
-        """Tokens whose keys and values are still to be computed: 1 in decode, more in prefill and after a preemption."""
+        """Tokens whose keys and values are yet to be computed: 1 in decode, more in prefill and after a preemption."""
         return len(self.token_ids) - self.num_computed
