@@ -1,0 +1,49 @@
+"""Self-attention over the paged KV cache, and the tensors that tell it where everything lies.
+
+Which blocks a request owns is decided by the engine; here they are only numbers in a table.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tinyserve import ops
+from tinyserve.layers.linear import LinearLayer
+
+
+@dataclass(frozen=True, eq=False)
+class BatchLayout:
+    """One flat batch: T tokens of B requests one after another, without padding. S is the block size."""
+
+    positions: Tensor  # int32 [T], in the token's own request
+    slots: Tensor  # int32 [T], block * S + offset where the token's key and value go
+    block_tables: Tensor  # int32 [B, max_blocks]
+    query_starts: Tensor  # int32 [B + 1], first token of each request in the flat batch
+    context_lens: Tensor  # int32 [B], tokens in the cache after this step
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCache:
+    """Keys and values of one layer, both [num_blocks, Hkv, S, D]."""
+
+    k: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    qkv: LinearLayer  # [(H + 2 Hkv) D, C]: query rows, key rows, value rows
+    out: LinearLayer  # [C, H D]
+    cos_sin: Tensor  # fp32 [P, R], see rope.py
+    num_heads: int
+    scale: float  # 1 / sqrt(D)
+
+    def __call__(self, x: Tensor, layout: BatchLayout, cache: LayerCache) -> Tensor:
+        """x [T, C] -> [T, C]; writes the tokens' keys and values into `cache`."""
+        q = ops.rope_kv_write(
+            self.qkv(x), layout.positions, self.cos_sin, layout.slots, cache.k, cache.v, self.num_heads
+        )
+        context = ops.paged_attention(
+            q, cache.k, cache.v, layout.block_tables, layout.query_starts, layout.context_lens, self.scale
+        )
+        return self.out(context.flatten(1))

@@ -1,0 +1,72 @@
+"""Linear layers: one interface, whatever the weight's format.
+
+A model definition calls them without knowing which one it holds; models/weights.py decides that from the checkpoint.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from awq.quantize import QuantizedTensor
+from tinyserve import ops
+from tinyserve.ops import PackedWeight
+
+
+class LinearLayer(Protocol):
+    """Computes x @ W^T + bias for x [T, K]."""
+
+    @property
+    def out_features(self) -> int: ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that one pass over the weight reads."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A weight kept in the activations' own dtype."""
+
+    weight: Tensor  # [N, K]
+    bias: Tensor | None = None  # [N]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.weight.numel() * self.weight.element_size()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [T, K] -> [T, N]."""
+        return ops.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True, eq=False)
+class W4A16Linear:
+    """A 4-bit weight in the backend's packed layout; activations stay as they come."""
+
+    weight: PackedWeight
+    bias: Tensor | None = None  # [N]
+
+    @classmethod
+    def from_quantized(cls, quantized: QuantizedTensor, bias: Tensor | None = None) -> "W4A16Linear":
+        return cls(ops.w4a16_pack(quantized.codes, quantized.scales, quantized.zeros), bias)
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.n
+
+    @property
+    def num_bytes(self) -> int:
+        packed = (self.weight.qweight, self.weight.qparams)
+        return sum(tensor.numel() * tensor.element_size() for tensor in packed)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [T, K] -> [T, N]."""
+        return ops.w4a16_linear(x, self.weight, self.bias)

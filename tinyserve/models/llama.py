@@ -1,0 +1,164 @@
+"""The Llama architecture: pre-norm attention and gated MLP blocks, over a flat batch of tokens.
+
+It knows shapes and order of operations. Where weights come from and in which format is models/weights.py's business; which
+tokens are in the batch and where their keys and values lie is the engine's.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinyserve.layers.attention import Attention, BatchLayout, LayerCache
+from tinyserve.layers.linear import LinearLayer
+from tinyserve.layers.mlp import GatedMLP
+from tinyserve.layers.norm import RMSNorm
+from tinyserve.layers.rope import RopeConfig, cos_sin_table
+from tinyserve.models.weights import WeightReader
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    hidden_size: int  # C
+    intermediate_size: int  # I
+    num_layers: int
+    num_heads: int  # H
+    num_kv_heads: int  # Hkv
+    head_dim: int  # D
+    vocab_size: int  # V
+    context_length: int
+    norm_eps: float
+    tie_embeddings: bool
+    rope: RopeConfig
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "LlamaConfig":
+        """Reads config.json of a Hugging Face folder.
+
+        Raises:
+            ValueError: a field is missing, or asks for something this definition does not compute.
+        """
+        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+        for name in (*names, "max_position_embeddings"):
+            if not isinstance(config.get(name), int):
+                raise ValueError(f"config.json: {name} must be an integer, got {config.get(name)!r}")
+        activation = config.get("hidden_act") or "silu"
+        if activation != "silu":
+            raise ValueError(f"config.json: hidden_act must be 'silu', got {activation!r}")
+        head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        return cls(
+            hidden_size=config["hidden_size"],
+            intermediate_size=config["intermediate_size"],
+            num_layers=config["num_hidden_layers"],
+            num_heads=config["num_attention_heads"],
+            num_kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
+            head_dim=head_dim,
+            vocab_size=config["vocab_size"],
+            context_length=config["max_position_embeddings"],
+            norm_eps=float(config.get("rms_norm_eps") or 1e-6),
+            tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+            rope=RopeConfig.from_hf(config, head_dim),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class LlamaLayer:
+    input_norm: RMSNorm
+    attention: Attention
+    mlp_norm: RMSNorm
+    mlp: GatedMLP
+
+    def __call__(self, delta: Tensor | None, residual: Tensor, layout: BatchLayout, cache: LayerCache) -> Tensor:
+        """Adds `delta` [T, C] and then the attention's output to `residual` [T, C], in place.
+
+        Returns:
+            The MLP's output [T, C]: the next block's `delta`.
+        """
+        x = self.input_norm(residual) if delta is None else self.input_norm(delta, residual)
+        x = self.attention(x, layout, cache)
+        return self.mlp(self.mlp_norm(x, residual))
+
+
+class LlamaModel:
+    """Token ids in, logits out. Every weight is already on its device, in the dtype of the activations or packed."""
+
+    def __init__(self, config: LlamaConfig, weights: WeightReader, num_positions: int) -> None:
+        self.config = config
+        self.dtype = weights.dtype
+        self.device = weights.device
+        cos_sin = cos_sin_table(config.rope, num_positions, weights.device)
+        self.embedding = weights.tensor("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))  # [V, C]
+        self.layers = [_layer(config, weights, index, cos_sin) for index in weights.progress(config.num_layers)]
+        self.norm = _norm(config, weights, "model.norm")
+        self.lm_head = weights.lm_head(self.embedding, config.tie_embeddings)
+
+    @property
+    def num_weight_bytes(self) -> int:
+        """Bytes of weights that one decode step reads."""
+        linears: list[LinearLayer] = [self.lm_head]
+        for layer in self.layers:
+            linears += [layer.attention.qkv, layer.attention.out, layer.mlp.gate_up, layer.mlp.down]
+        return sum(linear.num_bytes for linear in linears)
+
+    @torch.inference_mode()
+    def forward(
+        self, token_ids: Tensor, layout: BatchLayout, caches: Sequence[LayerCache], rows: Tensor | None = None
+    ) -> Tensor:
+        """Runs the layers and writes the tokens' keys and values into `caches`.
+
+        Args:
+            token_ids: int [T], the flat batch.
+            layout: where the tokens stand.
+            caches: one per layer.
+            rows: int [R], tokens whose output is wanted; None: all T.
+
+        Returns:
+            The final hidden states [R, C], normalised.
+        """
+        residual = F.embedding(token_ids, self.embedding)
+        delta: Tensor | None = None
+        for layer, cache in zip(self.layers, caches, strict=True):
+            delta = layer(delta, residual, layout, cache)
+        if rows is not None:
+            residual = residual.index_select(0, rows)
+            delta = None if delta is None else delta.index_select(0, rows)
+        return self.norm(residual) if delta is None else self.norm(delta, residual)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [R, C] -> [R, V], in the dtype of the activations."""
+        return self.lm_head(hidden)
+
+
+def _norm(config: LlamaConfig, weights: WeightReader, name: str) -> RMSNorm:
+    return RMSNorm(weights.tensor(f"{name}.weight", (config.hidden_size,)), config.norm_eps)
+
+
+def _layer(config: LlamaConfig, weights: WeightReader, index: int, cos_sin: Tensor) -> LlamaLayer:
+    prefix = f"model.layers.{index}"
+    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+    hidden, q_size, kv_size = (
+        config.hidden_size,
+        config.num_heads * config.head_dim,
+        config.num_kv_heads * config.head_dim,
+    )
+    qkv = {f"{attention}.q_proj": q_size, f"{attention}.k_proj": kv_size, f"{attention}.v_proj": kv_size}
+    gate_up = {f"{mlp}.gate_proj": config.intermediate_size, f"{mlp}.up_proj": config.intermediate_size}
+    return LlamaLayer(
+        input_norm=_norm(config, weights, f"{prefix}.input_layernorm"),
+        attention=Attention(
+            qkv=weights.linear(qkv, hidden),
+            out=weights.linear({f"{attention}.o_proj": hidden}, q_size),
+            cos_sin=cos_sin,
+            num_heads=config.num_heads,
+            scale=config.head_dim**-0.5,
+        ),
+        mlp_norm=_norm(config, weights, f"{prefix}.post_attention_layernorm"),
+        mlp=GatedMLP(
+            gate_up=weights.linear(gate_up, hidden),
+            down=weights.linear({f"{mlp}.down_proj": hidden}, config.intermediate_size),
+        ),
+    )

@@ -1,0 +1,80 @@
+"""From a model folder to a model ready to run: opens the checkpoint, checks the precision asked for, builds the definition.
+
+It decides dtype, precision and how many positions there are. It knows no tensor names.
+"""
+
+import logging
+import time
+from pathlib import Path
+
+import torch
+
+from awq.formats import open_checkpoint
+from tinyserve.config import DtypeName, Precision
+from tinyserve.models import registry
+from tinyserve.models.llama import LlamaModel
+from tinyserve.models.weights import WeightReader
+
+_log = logging.getLogger(__name__)
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def load_model(
+    model_path: Path,
+    quant_path: Path | None = None,
+    precision: Precision = "W4A16",
+    dtype: DtypeName = "auto",
+    device: str = "cpu",
+    max_context: int | None = None,
+) -> LlamaModel:
+    """Loads a checkpoint into the definition of its architecture.
+
+    Args:
+        model_path: Hugging Face folder.
+        quant_path: 4-bit linear layers from here (folder or .pt); None: from model_path.
+        precision: "W4A16": 4-bit linear layers; "W16A16": a checkpoint that is not quantized.
+        dtype: of activations; "auto": what config.json says.
+        device: torch device.
+        max_context: positions to prepare for; None: as many as the model has.
+
+    Raises:
+        FileNotFoundError: model_path or quant_path does not exist.
+        ValueError: the checkpoint and the settings do not fit each other, or the checkpoint is damaged.
+    """
+    for flag, path in (("--model-path", model_path), ("--quant-path", quant_path)):
+        if path is not None and not path.exists():
+            raise FileNotFoundError(f"{flag}: {path} does not exist")
+    start = time.perf_counter()
+    checkpoint = open_checkpoint(model_path, quant_path if precision == "W4A16" else None)
+    if precision == "W4A16" and checkpoint.quant is None:
+        raise ValueError(
+            f"precision W4A16 needs 4-bit weights: --model-path {model_path} is not quantized and --quant-path is "
+            f"{quant_path or 'not given'}; give a quantized checkpoint with one of them, or --precision W16A16"
+        )
+    if precision == "W16A16" and (checkpoint.quant is not None or quant_path is not None):
+        quantized = f"--quant-path {quant_path}" if quant_path else f"--model-path {model_path}"
+        raise ValueError(f"precision W16A16 needs 16-bit weights, but {quantized} holds 4-bit ones: use --precision W4A16")
+    config_class, model_class = registry.definition(checkpoint.config)
+    config = config_class.from_hf(checkpoint.config)
+    if max_context is not None and max_context > config.context_length:
+        raise ValueError(f"--max-context must be at most the model's {config.context_length} tokens, got {max_context}")
+    weights = WeightReader(checkpoint, _dtype(dtype, checkpoint.config), torch.device(device))
+    model = model_class(config, weights, num_positions=max_context or config.context_length)
+    _log.info(
+        "loaded %s: %s, %s activations, %.1f MB of weights per token, in %.1f s",
+        model_path,
+        precision,
+        str(model.dtype).removeprefix("torch."),
+        model.num_weight_bytes / 1e6,
+        time.perf_counter() - start,
+    )
+    return model
+
+
+def _dtype(name: DtypeName, config: dict[str, object]) -> torch.dtype:
+    if name != "auto":
+        return _DTYPES[name]
+    stored = str(config.get("dtype") or config.get("torch_dtype") or "float16").removeprefix("torch.")
+    if stored not in _DTYPES:
+        raise ValueError(f"config.json: dtype must be one of {', '.join(_DTYPES)}, got {stored!r}: give --dtype")
+    return _DTYPES[stored]

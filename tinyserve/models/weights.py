@@ -1,0 +1,118 @@
+"""Hands a checkpoint's weights to a model definition: checked, fused, on their device, 16-bit or packed 4-bit.
+
+It decides which linear class a weight becomes. It knows no architecture: names and shapes come from the definition, and how
+a tensor is stored is the business of awq.formats.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from awq.formats import Checkpoint
+from awq.quantize import QuantizedTensor, dequantize
+from tinyserve.layers.linear import Linear, LinearLayer, W4A16Linear
+
+_log = logging.getLogger(__name__)
+
+
+class WeightReader:
+    """Reads one checkpoint for one model.
+
+    Args:
+        checkpoint: where the tensors are.
+        dtype: of activations and of every weight that is not packed.
+        device: where everything ends up.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype = dtype
+        self.device = device
+        self._checkpoint = checkpoint
+
+    def progress(self, num_layers: int) -> Iterator[int]:
+        """The layers' indices, with a bar on a terminal."""
+        return iter(tqdm(range(num_layers), desc="loading", unit="layer", disable=None, leave=False))
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A plain tensor.
+
+        Raises:
+            ValueError: it is missing, or its shape is not `shape`.
+        """
+        if not self._checkpoint.has(name):
+            raise ValueError(f"the checkpoint has no tensor {name}")
+        tensor = self._checkpoint.tensor(name)
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} must have the shape {list(shape)} by config.json, got {list(tensor.shape)}")
+        # contiguous: a slice of a mapped file would keep the whole file in memory
+        return tensor.to(self.device, self.dtype).contiguous()
+
+    def linear(self, rows: Mapping[str, int], in_features: int) -> LinearLayer:
+        """One layer from the modules in `rows` (name to number of output features), one below the other.
+
+        Modules that share their input become one matrix, so that a step reads the input once and calls one op.
+
+        Raises:
+            ValueError: a tensor is missing or has another shape than config.json says.
+        """
+        bias = self._bias(rows)
+        quantized = {name: self._quantized(name, n, in_features) for name, n in rows.items() if self._is_quantized(name)}
+        if len(quantized) == len(rows) and len({parts.config for parts in quantized.values()}) == 1:
+            fused = _concatenate(list(quantized.values()))
+            return W4A16Linear.from_quantized(fused, bias)
+        if quantized:
+            _log.warning("%s are quantized differently: this layer runs in %s", " and ".join(rows), self.dtype)
+        weights = [
+            dequantize(quantized[name]).to(self.device, self.dtype)
+            if name in quantized
+            else self.tensor(f"{name}.weight", (n, in_features))
+            for name, n in rows.items()
+        ]
+        return Linear(weights[0] if len(weights) == 1 else torch.cat(weights), bias)
+
+    def lm_head(self, embedding: Tensor, tied: bool) -> LinearLayer:
+        """The output layer; `tied`: the embedding [V, C] itself."""
+        if tied:
+            return Linear(embedding)
+        return self.linear({"lm_head": embedding.shape[0]}, embedding.shape[1])
+
+    def _is_quantized(self, module: str) -> bool:
+        return self._checkpoint.is_quantized(module)
+
+    def _quantized(self, module: str, out_features: int, in_features: int) -> QuantizedTensor:
+        quantized = self._checkpoint.quantized(module)
+        if tuple(quantized.codes.shape) != (out_features, in_features):
+            expected = [out_features, in_features]
+            raise ValueError(f"{module} must be {expected} by config.json, got {list(quantized.codes.shape)}")
+        return QuantizedTensor(
+            quantized.codes.to(self.device),
+            quantized.scales.to(self.device),
+            quantized.zeros.to(self.device),
+            quantized.config,
+        )
+
+    def _bias(self, rows: Mapping[str, int]) -> Tensor | None:
+        if not any(self._checkpoint.has(f"{name}.bias") for name in rows):
+            return None
+        parts = [
+            self.tensor(f"{name}.bias", (n,))
+            if self._checkpoint.has(f"{name}.bias")
+            else torch.zeros(n, dtype=self.dtype, device=self.device)
+            for name, n in rows.items()
+        ]
+        return torch.cat(parts)
+
+
+def _concatenate(parts: list[QuantizedTensor]) -> QuantizedTensor:
+    """One quantized tensor whose rows are those of `parts`, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    return QuantizedTensor(
+        torch.cat([part.codes for part in parts]),
+        torch.cat([part.scales for part in parts]),
+        torch.cat([part.zeros for part in parts]),
+        parts[0].config,
+    )
