@@ -57,7 +57,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
-    """x [T, C] over its root mean square, times weight [C]; with residual [T, C], adds x to that in place and norms it."""
+    """x [T, C] over its root mean square, times weight [C]; with residual [T, C], adds x to it in place, norms that."""
     _check_rows("x", x, weight.shape[0])
     _check_same_dtype("weight", weight, x)
     if residual is not None:
