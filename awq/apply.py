@@ -1,0 +1,134 @@
+"""Puts search results into weights: scales folded into what computes the input, clips as bounds, then codes.
+
+Works tensor by tensor and by name, so that a model in memory and a checkpoint on disk go through the same lines. It does
+not know how scales and clips were found, nor how a checkpoint is stored.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from awq.errors import UserError
+from awq.model import ModelFolder
+from awq.quantize import QuantConfig, QuantizedTensor, quantize
+from awq.results import SearchResults
+
+T = TypeVar("T")
+
+
+class Adjustment:
+    """What search results do to each tensor of a model.
+
+    Folding divides what computes a group's input by t and multiplies the group's weights by t per input channel, which
+    leaves the function of the block unchanged: (x / t) @ (W * t)^T = x @ W^T. Clips bound the scaled weights.
+    """
+
+    def __init__(self, results: SearchResults) -> None:
+        self._row_divisors: dict[str, list[Tensor]] = {}  # tensor name -> [rows]
+        self._column_factors: dict[str, list[Tensor]] = {}  # tensor name -> [K]
+        self._bounds = {f"{clip.layer}.weight": clip.bound for clip in results.clips}  # [N, K/G, 1]
+        for item in results.scales:
+            for layer in item.layers:
+                self._column_factors.setdefault(f"{layer}.weight", []).append(item.scales)
+            for suffix in ("weight", "bias"):
+                self._row_divisors.setdefault(f"{item.prev}.{suffix}", []).append(item.scales)
+
+    def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        """The adjusted copy of one tensor, in fp32: everything is rounded once, when it is stored."""
+        tensor = tensor.to(torch.float32, copy=True)
+        for factor in self._column_factors.get(name, []):
+            tensor.mul_(factor.to(tensor))
+        for divisor in self._row_divisors.get(name, []):
+            # Only the last rows of a fused projection feed the group; for everything else these are all rows.
+            rows = tensor[-divisor.numel() :]
+            rows.div_(divisor.to(tensor).view(-1, *[1] * (tensor.dim() - 1)))
+        if name in self._bounds:
+            clip_weight(tensor, self._bounds[name])
+        return tensor
+
+
+def clip_weight(weight: Tensor, bound: Tensor) -> None:
+    """Clamps each group of `weight` [N, K] to its own -bound..bound in place; bound is [N, K/G, 1]."""
+    limit = bound.to(weight)
+    weight.view(weight.shape[0], bound.shape[1], -1).clamp_(-limit, limit)
+
+
+class QuantizedModel:
+    """The quantized model, each tensor made when it is asked for: only that one is in memory.
+
+    Attributes:
+        quantized: module name -> codes, scales and zeros of each Linear of the blocks.
+        state: name -> every other tensor, in its 16-bit type.
+    """
+
+    def __init__(self, model: ModelFolder, config: QuantConfig, results: SearchResults | None = None) -> None:
+        """Round to nearest where `results` is None.
+
+        Raises:
+            UserError: a Linear whose input is no multiple of the group size.
+        """
+        self._model = model
+        self._config = config
+        self._adjust = Adjustment(results or SearchResults())
+        linears = model.linears()
+        for module in linears:
+            check_group(module, model.shape(f"{module}.weight")[1], config)
+        weights = {f"{module}.weight" for module in linears}
+        self.quantized: Mapping[str, QuantizedTensor] = _Lazy(linears, self._quantize)
+        self.state: Mapping[str, Tensor] = _Lazy(
+            [name for name in model.checkpoint.names() if name not in weights], self._store
+        )
+
+    def _quantize(self, module: str) -> QuantizedTensor:
+        name = f"{module}.weight"
+        weight = self._model.checkpoint.tensor(name)
+        try:
+            return quantize(self._adjust(name, weight), self._config, storage_dtype(weight.dtype), name)
+        except ValueError as error:  # NaN or infinite weights
+            raise UserError(str(error)) from error
+
+    def _store(self, name: str) -> Tensor:
+        tensor = self._model.checkpoint.tensor(name)
+        return self._adjust(name, tensor).to(storage_dtype(tensor.dtype)) if tensor.is_floating_point() else tensor
+
+
+class _Lazy(Mapping[str, T]):
+    """A mapping whose values are made on access."""
+
+    def __init__(self, names: list[str], make: Callable[[str], T]) -> None:
+        self._names = dict.fromkeys(names)
+        self._make = make
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own would make the value
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def check_group(layer: str, k: int, config: QuantConfig) -> None:
+    """Refuses a group size that does not divide the K input channels of a Linear.
+
+    Raises:
+        UserError: names the layer, its K, the group size and what would do.
+    """
+    if config.group_size != -1 and k % config.group_size != 0:
+        raise UserError(
+            f"--q_group_size {config.group_size} does not divide the {k} input channels of {layer}; "
+            f"use {', '.join([str(g) for g in (128, 64, 32) if k % g == 0] + ['-1'])}"
+        )
+
+
+def storage_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The 16-bit type in which scales and unquantized tensors of a checkpoint of `dtype` are written."""
+    return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float16

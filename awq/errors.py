@@ -1,0 +1,5 @@
+"""The one exception of a mistake that the user can repair."""
+
+
+class UserError(ValueError):
+    """Names the flag, file, field or layer, what came and what is allowed; the command line prints it without a trace."""
