@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from awq.errors import UserError
+
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # A group narrower than this is treated as this wide, so that no scale is zero. The value is llm-awq's.
 MIN_RANGE = 1e-5
@@ -29,7 +31,7 @@ class QuantConfig:
             2**(bits-1).
 
     Raises:
-        ValueError: a field is out of range.
+        UserError (a ValueError): a field is out of range.
     """
 
     bits: int = 4
@@ -38,11 +40,11 @@ class QuantConfig:
 
     def __post_init__(self) -> None:
         if not _is_int(self.bits) or not 2 <= self.bits <= 8:
-            raise ValueError(f"bits must be an integer from 2 to 8, got {self.bits!r}")
+            raise UserError(f"bits must be an integer from 2 to 8, got {self.bits!r}")
         if not _is_int(self.group_size) or (self.group_size != -1 and self.group_size < 1):
-            raise ValueError(f"group_size must be a positive integer, or -1 for whole rows, got {self.group_size!r}")
+            raise UserError(f"group_size must be a positive integer, or -1 for whole rows, got {self.group_size!r}")
         if not isinstance(self.zero_point, bool):
-            raise ValueError(f"zero_point must be true or false, got {self.zero_point!r}")
+            raise UserError(f"zero_point must be true or false, got {self.zero_point!r}")
 
     @property
     def max_code(self) -> int:
@@ -57,11 +59,11 @@ class QuantConfig:
         """The in features per group of a matrix with `k` of them.
 
         Raises:
-            ValueError: the group size does not divide k.
+            UserError: the group size does not divide k.
         """
         size = k if self.group_size == -1 else self.group_size
         if k < 1 or k % size:
-            raise ValueError(f"group_size {self.group_size} does not divide the {k} in features")
+            raise UserError(f"group_size {self.group_size} does not divide the {k} in features")
         return size
 
 
@@ -113,9 +115,9 @@ def quantize(
 ) -> QuantizedTensor:
     """Rounds a weight to codes, group by group.
 
-    As llm-awq's pseudo_quantize_tensor, with two changes. All is computed in fp32, and scales are rounded to the dtype they
-    are stored in before codes are computed, so that what is stored is the best rounding for the stored scales. And the range
-    of a group always holds 0: where all weights of a group have one sign, llm-awq's clamped zero would cut them all off.
+    As llm-awq's pseudo_quantize_tensor, with two changes. All is computed in fp32, and scales are rounded to the dtype
+    they are stored in before codes are computed, so that the codes are the best ones for the stored scales. And the
+    range of a group always holds 0: where all weights of a group have one sign, llm-awq's clamped zero cuts them off.
 
     Args:
         weight: fp16, bf16 or fp32 [N, K].
@@ -124,7 +126,7 @@ def quantize(
         name: what error messages call the weight.
 
     Raises:
-        ValueError: not such a matrix, NaN or infinite weights, K is not a multiple of the group size, or a scale that
+        UserError: not such a matrix, NaN or infinite weights, K is not a multiple of the group size, or a scale that
             overflows scale_dtype.
     """
     groups = _grouped(weight, config, name)
@@ -156,7 +158,7 @@ def fake_quantize(weight: Tensor, config: QuantConfig, name: str = "weight") -> 
     """dequantize(quantize(weight)) in the weight's own dtype, without storing the codes.
 
     Raises:
-        ValueError: as quantize.
+        UserError: as quantize.
     """
     groups = _grouped(weight, config, name)
     result = torch.empty(groups.shape, dtype=weight.dtype, device=weight.device)
@@ -170,12 +172,12 @@ def fake_quantize(weight: Tensor, config: QuantConfig, name: str = "weight") -> 
 def _grouped(weight: Tensor, config: QuantConfig, name: str) -> Tensor:
     """The weight as [N, K/G, G]."""
     if weight.ndim != 2 or weight.dtype not in FLOAT_DTYPES:
-        raise ValueError(f"{name} must be fp16, bf16 or fp32 [N, K], got {_describe(weight)}")
+        raise UserError(f"{name} must be fp16, bf16 or fp32 [N, K], got {_describe(weight)}")
     n, k = weight.shape
     try:
         group = config.group(k)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
     return weight.detach().reshape(n, k // group, group)
 
 
@@ -184,7 +186,7 @@ def _scale_and_zero(groups: Tensor, config: QuantConfig, scale_dtype: torch.dtyp
     low, high = (bound.unsqueeze(-1) for bound in torch.aminmax(groups, dim=-1))
     if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):  # aminmax hands on NaN
         bad = int((~torch.isfinite(groups)).sum())
-        raise ValueError(f"{name} has {bad} NaN or infinite values and cannot be quantized")
+        raise UserError(f"{name} has {bad} NaN or infinite values and cannot be quantized")
     low, high = low.clamp(max=0), high.clamp(min=0)
     if config.zero_point:
         scale = (high - low).clamp(min=MIN_RANGE) / config.max_code
@@ -192,7 +194,7 @@ def _scale_and_zero(groups: Tensor, config: QuantConfig, scale_dtype: torch.dtyp
         scale = torch.maximum(high, -low).clamp(min=MIN_RANGE) / (config.symmetric_zero - 1)
     scale = scale.to(scale_dtype).float()
     if not bool(torch.isfinite(scale).all()):
-        raise ValueError(f"{name}: values up to {float(groups.abs().max()):.4g} need scales beyond {scale_dtype}")
+        raise UserError(f"{name}: values up to {float(groups.abs().max()):.4g} need scales beyond {scale_dtype}")
     if config.zero_point:
         zero = (low / scale).round_().neg_().clamp_(0, config.max_code)
     else:

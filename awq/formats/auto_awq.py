@@ -1,0 +1,153 @@
+"""The Hugging Face folder with `quant_method` awq, `version` gemm: AutoAWQ's format, which most engines load.
+
+Per quantized module, for N out features, K in features and groups of G:
+    qweight int32 [K, N/8]     nibble i of word [k, c] is the code of out channel 8c + ORDER[i]
+    qzeros  int32 [K/G, N/8]   the zeros, packed the same way
+    scales  fp16 or bf16 [K/G, N]
+Knows no other format and no model.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from awq.formats.checkpoint import FLOATS, INT32, CheckpointError, Dtypes, Layout
+from awq.formats.contents import KERNEL_K, check_config, plain_tensors, quantized_tensors, storage_dtype, tied_names
+from awq.formats.nibbles import PER_WORD, pack_rows, unpack_rows
+from awq.formats.output import SHARD_BYTES, check_output, copy_companions, new_folder, write_config, write_shards
+from awq.formats.safetensors_folder import SafetensorsFolder, read_json
+from awq.quantize import QuantConfig, QuantizedTensor
+
+ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+def encode_gemm(weight: QuantizedTensor) -> dict[str, Tensor]:
+    """The stored tensors of a module by suffix; N must be a multiple of 8."""
+    return {
+        "qweight": pack_rows(weight.codes, ORDER).t().contiguous(),
+        "qzeros": pack_rows(weight.zeros, ORDER).t().contiguous(),
+        "scales": weight.scales.t().contiguous(),
+    }
+
+
+def _decode_gemm(tensors: Mapping[str, Tensor], config: QuantConfig) -> QuantizedTensor:
+    codes = unpack_rows(tensors["qweight"].t(), ORDER)
+    zeros = unpack_rows(tensors["qzeros"].t(), ORDER)
+    return QuantizedTensor(codes, tensors["scales"].t().contiguous(), zeros, config)
+
+
+def _expected_gemm(n: int, k: int, group: int) -> dict[str, tuple[Dtypes, tuple[int, ...]]]:
+    return {
+        "qweight": (INT32, (k, n // PER_WORD)),
+        "qzeros": (INT32, (k // group, n // PER_WORD)),
+        "scales": (FLOATS, (k // group, n)),
+    }
+
+
+GEMM = Layout(
+    name="AWQ gemm",
+    suffixes=("qweight", "qzeros", "scales"),
+    size=lambda shape: (shape[1] * PER_WORD, shape[0]),
+    expected=_expected_gemm,
+    decode=_decode_gemm,
+)
+
+VERSIONS: dict[str, Layout] = {"gemm": GEMM}
+
+
+def read_quantization_config(config: Mapping[str, Any], where: str) -> tuple[Layout, QuantConfig, tuple[str, ...]]:
+    """The layout, the rounding and the excluded modules that a `quantization_config` with quant_method awq declares.
+
+    Args:
+        config: the object from config.json; AutoAWQ's own names of the fields (w_bit, q_group_size) count as well.
+        where: the file, for messages.
+
+    Raises:
+        CheckpointError: names the field, what came and what is supported.
+    """
+    version = str(config.get("version", "gemm")).lower()
+    if version not in VERSIONS:
+        raise CheckpointError(f"{where}: AWQ version {version!r} is not supported; supported: {', '.join(VERSIONS)}")
+    bits = config.get("bits", config.get("w_bit", 4))
+    if bits != 4:
+        raise CheckpointError(f"{where}: quantization_config bits must be 4, got {bits!r}")
+    try:
+        quant = QuantConfig(
+            4, config.get("group_size", config.get("q_group_size", 128)), config.get("zero_point", True)
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{where}: quantization_config {error}") from None
+    excluded = config.get("modules_to_not_convert") or []
+    if not isinstance(excluded, list) or not all(isinstance(part, str) and part for part in excluded):
+        raise CheckpointError(f"{where}: modules_to_not_convert must be a list of names, got {excluded!r}")
+    return VERSIONS[version], quant, tuple(excluded)
+
+
+def write_awq_folder(
+    output: Path,
+    source: Path,
+    state: Mapping[str, Tensor],
+    quantized: Mapping[str, QuantizedTensor],
+    config: QuantConfig,
+    *,
+    modules_to_not_convert: Sequence[str] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    overwrite: bool = False,
+) -> None:
+    """Writes a folder that this package and others (vLLM, SGLang, LMDeploy, transformers) load without flags.
+
+    config.json is the source's with a top-level `quantization_config`; generation_config.json, tokenizer, processor and
+    chat template are copied. `zero_point` is written as true even for symmetric rounding: in this format it says that
+    qzeros are stored, which they always are (8 everywhere), and engines refuse or slow down where it is false. Weights
+    tied to others (an lm_head that is the embedding) are stored once.
+
+    Args:
+        output: the folder to make. An existing one is refused unless it is empty.
+        source: the 16-bit folder the model came from.
+        state: every tensor that is not quantized, by its full name, biases of quantized modules included; cast to the
+            dtype of the scales. Values may be made on access, so that a large model is never in memory at once.
+        quantized: module name ("model.layers.0.self_attn.q_proj") -> its weight; may be made on access as well.
+        config: how all of them were rounded.
+        modules_to_not_convert: parts of names of Linears that stay 16-bit besides lm_head; None when there are none.
+        shard_bytes: size above which the weights are split into several files.
+        overwrite: replace an existing output, once the new one is complete.
+
+    Raises:
+        UserError: the output exists, a layer cannot be stored (names it and says why), or nothing is quantized.
+    """
+    check_config(config)
+    check_output(output, overwrite)
+    model_config = read_json(source / "config.json")
+    dtype = storage_dtype(quantized)
+    tied = tied_names(state, frozenset(SafetensorsFolder(source).names()), model_config)
+    with new_folder(output, overwrite) as folder:
+        plain = plain_tensors(state, quantized, dtype, tied)
+        write_shards(folder, chain(plain, _encoded(quantized, config, dtype)), shard_bytes)
+        quantization_config = {
+            "quant_method": "awq",
+            "version": "gemm",
+            "bits": 4,
+            "group_size": config.group_size,
+            "zero_point": True,
+            "modules_to_not_convert": list(modules_to_not_convert) if modules_to_not_convert else None,
+        }
+        name = str(dtype).removeprefix("torch.")
+        write_config(folder, with_dtype(model_config, name) | {"quantization_config": quantization_config})
+        copy_companions(source, folder)
+
+
+def _encoded(
+    quantized: Mapping[str, QuantizedTensor], config: QuantConfig, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    for module, weight in quantized_tensors(quantized, config, dtype, multiple_n=PER_WORD, multiple_k=KERNEL_K):
+        for suffix, tensor in encode_gemm(weight).items():
+            yield f"{module}.{suffix}", tensor
+
+
+def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """The config with the dtype of its weights under both names: `torch_dtype`, and `dtype` of transformers 5."""
+    return {**config, "torch_dtype": dtype, "dtype": dtype}

@@ -1,0 +1,160 @@
+"""Decides how an output comes into being: under a temporary name beside its place, complete, then renamed.
+
+So a reader never sees half a checkpoint, and a failure leaves nothing under the final name. Knows no format.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from awq.errors import UserError
+from awq.formats.safetensors_folder import INDEX_FILE, WEIGHTS_FILE
+
+SHARD_BYTES = 5_000_000_000  # what Hugging Face's own tools use
+
+# What a model folder holds besides config.json and weights: tokenizer, processors, generation defaults, licenses, code.
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "*processor_config.json",
+    "LICENSE*",
+    "NOTICE*",
+    "*.py",
+)
+
+
+def check_output(output: Path, overwrite: bool = False) -> None:
+    """Refuses a place that already holds something; call it before long work.
+
+    An empty folder is taken. Anything else is kept unless `overwrite`: a quantized model took hours to make.
+
+    Raises:
+        UserError: the output exists.
+    """
+    taken = output.exists() and not (output.is_dir() and not any(output.iterdir()))
+    if taken and not overwrite:
+        raise UserError(f"{output} already exists; remove it or name another output")
+
+
+@contextmanager
+def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yields an empty folder that becomes `output` when the block ends without an error, and is removed otherwise.
+
+    Raises:
+        UserError: the output exists.
+    """
+    check_output(output, overwrite)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        yield folder
+        _open_permissions(folder)
+        if output.is_dir() and overwrite:
+            shutil.rmtree(output)
+        elif output.is_file() and overwrite:
+            output.unlink()
+        folder.rename(output)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def new_file(output: Path, overwrite: bool = False) -> Iterator[Path]:
+    """As new_folder, for one file; yields the path to write to.
+
+    Raises:
+        UserError: the output exists.
+    """
+    with new_folder_beside(output, overwrite) as folder:
+        path = folder / output.name
+        yield path
+        _open_permissions(folder)
+        path.replace(output)
+
+
+@contextmanager
+def new_folder_beside(output: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder on the output's file system, where renaming is atomic; gone when the block ends."""
+    check_output(output, overwrite)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+        yield Path(folder)
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copies tokenizer, templates and the like, following links (a hub cache is made of them)."""
+    paths = {path for pattern in COMPANIONS for path in source.glob(pattern) if path.is_file()}
+    for path in sorted(paths):
+        shutil.copyfile(path, folder / path.name)
+
+
+def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes model.safetensors, or numbered shards with an index where that would pass `shard_bytes`.
+
+    Takes one tensor after the other, so never more than one shard is in memory if they come that way.
+    """
+    shard: dict[str, Tensor] = {}
+    files: list[list[str]] = []
+    held = total = 0
+
+    def flush() -> None:
+        save_file(shard, folder / f"shard-{len(files)}", metadata={"format": "pt"})
+        files.append(list(shard))
+        shard.clear()
+
+    for name, tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        if shard and held + size > shard_bytes:
+            flush()
+            held = 0
+        shard[name] = _own_memory(tensor)
+        held += size
+        total += size
+    flush()
+    if len(files) == 1:
+        (folder / "shard-0").rename(folder / WEIGHTS_FILE)
+        return
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(files):
+        file = f"model-{number + 1:05}-of-{len(files):05}.safetensors"
+        (folder / f"shard-{number}").rename(folder / file)
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _own_memory(tensor: Tensor) -> Tensor:
+    """A CPU copy, or the tensor itself where it already is all of its memory: savers refuse or bloat views."""
+    tensor = tensor.detach().cpu()
+    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _open_permissions(folder: Path) -> None:
+    """Temporary folders and safetensors files are made private; a model is as readable as any new file."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~umask)
+    folder.chmod(0o777 & ~umask)
