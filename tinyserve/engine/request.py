@@ -63,3 +63,9 @@ class Request:
     def num_pending(self) -> int:
         """Tokens whose keys and values are yet to be computed: 1 in decode, more in prefill and after a preemption."""
         return len(self.token_ids) - self.num_computed
+
+    def chunk(
+        self, text: str, token_ids: tuple[int, ...], reason: FinishReason | None = None, error: str | None = None
+    ) -> Chunk:
+        """What became new, with the counts as they are now."""
+        return Chunk(text, token_ids, self.num_prompt_tokens, self.num_output_tokens, reason, error)

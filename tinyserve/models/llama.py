@@ -1,7 +1,7 @@
 """The Llama architecture: pre-norm attention and gated MLP blocks, over a flat batch of tokens.
 
-It knows shapes and order of operations. Where weights come from and in which format is models/weights.py's business; which
-tokens are in the batch and where their keys and values lie is the engine's.
+It knows shapes and order of operations. Where weights come from and in which format is models/weights.py's business;
+which tokens are in the batch and where their keys and values lie is the engine's.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""From a model folder to a model ready to run: opens the checkpoint, checks the precision asked for, builds the definition.
+"""From a model folder to a model ready to run: opens the checkpoint, checks the precision, builds the definition.
 
 It decides dtype, precision and how many positions there are. It knows no tensor names.
 """
@@ -53,7 +53,9 @@ def load_model(
         )
     if precision == "W16A16" and (checkpoint.quant is not None or quant_path is not None):
         quantized = f"--quant-path {quant_path}" if quant_path else f"--model-path {model_path}"
-        raise ValueError(f"precision W16A16 needs 16-bit weights, but {quantized} holds 4-bit ones: use --precision W4A16")
+        raise ValueError(
+            f"precision W16A16 needs 16-bit weights, but {quantized} holds 4-bit ones: use --precision W4A16"
+        )
     config_class, model_class = registry.definition(checkpoint.config)
     config = config_class.from_hf(checkpoint.config)
     if max_context is not None and max_context > config.context_length:

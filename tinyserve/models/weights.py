@@ -1,7 +1,7 @@
 """Hands a checkpoint's weights to a model definition: checked, fused, on their device, 16-bit or packed 4-bit.
 
-It decides which linear class a weight becomes. It knows no architecture: names and shapes come from the definition, and how
-a tensor is stored is the business of awq.formats.
+It decides which linear class a weight becomes. It knows no architecture: names and shapes come from the definition,
+and how a tensor is stored is the business of awq.formats.
 """
 
 import logging
@@ -59,7 +59,9 @@ class WeightReader:
             ValueError: a tensor is missing or has another shape than config.json says.
         """
         bias = self._bias(rows)
-        quantized = {name: self._quantized(name, n, in_features) for name, n in rows.items() if self._is_quantized(name)}
+        quantized = {
+            name: self._quantized(name, n, in_features) for name, n in rows.items() if self._is_quantized(name)
+        }
         if len(quantized) == len(rows) and len({parts.config for parts in quantized.values()}) == 1:
             fused = _concatenate(list(quantized.values()))
             return W4A16Linear.from_quantized(fused, bias)

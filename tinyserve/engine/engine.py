@@ -1,0 +1,209 @@
+"""The engine: requests in, chunks of text out, one step at a time. Synchronous; one thread calls it.
+
+It owns model, cache, scheduler and sampler, and the order of a step: plan, run, sample, detokenize, finish. It
+decides when a request ends. It knows no asyncio and no HTTP; async_engine.py is its face towards them.
+"""
+
+import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tinyserve.config import EngineConfig, SamplingParams
+from tinyserve.engine import kv_cache, sampler
+from tinyserve.engine.block_manager import BlockManager
+from tinyserve.engine.detokenizer import Detokenizer
+from tinyserve.engine.generator import CONTEXT_OVERFLOW, OUT_OF_RANGE, VALIDATION, EngineStats, RequestError
+from tinyserve.engine.model_runner import ModelRunner
+from tinyserve.engine.request import Chunk, FinishReason, Request
+from tinyserve.engine.sampler import SamplingError, SamplingState
+from tinyserve.engine.scheduler import Scheduler
+from tinyserve.engine.tokenizer import Tokenizer
+from tinyserve.models.llama import LlamaModel
+from tinyserve.models.loader import load_model
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreparedRequest:
+    """A request that has passed every check; making it needs no engine thread, see Engine.prepare."""
+
+    request: Request
+    detokenizer: Detokenizer
+    sampling: SamplingState
+
+
+@dataclass(frozen=True)
+class Output:
+    request_id: int
+    chunk: Chunk
+
+
+class Engine:
+    def __init__(self, config: EngineConfig, model: LlamaModel, tokenizer: Tokenizer) -> None:
+        limit = min(config.max_context or model.config.context_length, model.config.context_length)
+        num_blocks = kv_cache.num_blocks(model, config, limit)
+        self.context_length = min(limit, num_blocks * config.block_size)
+        self.tokenizer = tokenizer
+        self._seed = config.seed
+        self._model = model
+        self._ids = itertools.count()
+        self._requests: dict[int, PreparedRequest] = {}
+        self._generated_tokens = 0
+        self._blocks = BlockManager(num_blocks, config.block_size)
+        max_requests = min(config.max_num_requests, config.max_batch_tokens)
+        self._scheduler = Scheduler(self._blocks, config.max_batch_tokens, max_requests)
+        self._runner = ModelRunner(
+            model,
+            kv_cache.allocate(model, num_blocks, config.block_size),
+            config.block_size,
+            config.max_batch_tokens,
+            max_requests,
+            max_blocks=-(-self.context_length // config.block_size),
+        )
+
+    @classmethod
+    def create(cls, config: EngineConfig) -> "Engine":
+        """Loads everything from config.model_path and config.quant_path.
+
+        Raises:
+            FileNotFoundError, ValueError: as models.loader.load_model.
+        """
+        device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        model = load_model(
+            config.model_path, config.quant_path, config.precision, config.dtype, device, config.max_context
+        )
+        return cls(config, model, Tokenizer(config.model_path))
+
+    def prepare(self, prompt: str | Sequence[int], params: SamplingParams) -> PreparedRequest:
+        """Tokenizes and checks a prompt. Touches no engine state: any thread may call it.
+
+        Args:
+            prompt: text, or token ids.
+            params: `max_new_tokens` is clipped to the room left in the context.
+
+        Raises:
+            RequestError: the prompt is empty or too long, or a parameter does not fit the model.
+        """
+        vocab_size = self._model.config.vocab_size
+        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if not token_ids:
+            raise RequestError(VALIDATION, "prompt is empty")
+        for name, ids in (("prompt", token_ids), ("stop_token_ids", params.stop_token_ids)):
+            wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
+            if wrong is not None:
+                raise RequestError(OUT_OF_RANGE, f"{name}: token ids must be in 0..{vocab_size - 1}, got {wrong}")
+        if len(token_ids) >= self.context_length:
+            raise RequestError(
+                CONTEXT_OVERFLOW,
+                f"prompt of {len(token_ids)} tokens leaves no room in the context of {self.context_length} tokens",
+            )
+        request_id = next(self._ids)
+        request = Request(request_id, token_ids, params)
+        request.max_tokens = min(request.max_tokens, self.context_length)
+        return PreparedRequest(
+            request,
+            Detokenizer(self.tokenizer, token_ids, params.stop),
+            SamplingState(params, token_ids, vocab_size, self._seed + request_id, self._model.device),
+        )
+
+    def add(self, prepared: PreparedRequest) -> int:
+        """Queues a prepared request; returns its id."""
+        self._scheduler.add(prepared.request)
+        self._requests[prepared.request.id] = prepared
+        return prepared.request.id
+
+    def abort(self, request_id: int) -> None:
+        """Ends a request and frees its blocks at once, without a last chunk. Harmless when it has ended already."""
+        prepared = self._requests.pop(request_id, None)
+        if prepared is not None:
+            self._scheduler.finish(prepared.request)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._requests)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            free_blocks=self._blocks.num_free,
+            total_blocks=self._blocks.num_blocks,
+            generated_tokens=self._generated_tokens,
+        )
+
+    def step(self) -> list[Output]:
+        """Runs one step and returns what became new. A step that fails ends the requests that ran, no others."""
+        try:
+            step = self._scheduler.next_step()
+            if step is None:
+                return []
+            due, logits = self._runner.run(step)
+            tokens = self._sample(logits, due)
+        except Exception as error:
+            _log.exception("an engine step failed")
+            # with nothing running it was the planning that failed: going on would fail for ever
+            victims = self._scheduler.running or [prepared.request for prepared in self._requests.values()]
+            return [self._fail(request, error) for request in victims]
+        return [self._advance(request, token) for request, token in zip(due, tokens, strict=True)]
+
+    def _sample(self, logits: Tensor, due: Sequence[Request]) -> list[int | Exception]:
+        """A token for each row [R, V]; where a row cannot be sampled from, its error."""
+        states = [self._requests[request.id].sampling for request in due]
+        try:
+            return list(sampler.sample(logits, states))
+        except Exception:
+            _log.exception("sampling %d requests at once failed: one at a time now", len(due))
+        tokens: list[int | Exception] = []
+        for row, state in enumerate(states):
+            try:
+                tokens += sampler.sample(logits[row : row + 1], [state])
+            except Exception as error:
+                tokens.append(error)
+        return tokens
+
+    def _advance(self, request: Request, token: int | Exception) -> Output:
+        """Takes one new token into its request. Whatever goes wrong here concerns this request alone."""
+        if isinstance(token, Exception):
+            return self._fail(request, token)
+        try:
+            return self._append(self._requests[request.id], token)
+        except Exception as error:
+            _log.exception("request %d failed", request.id)
+            return self._fail(request, error)
+
+    def _append(self, prepared: PreparedRequest, token_id: int) -> Output:
+        request = prepared.request
+        request.token_ids.append(token_id)
+        self._generated_tokens += 1
+        prepared.sampling.add(token_id)
+        reason: FinishReason | None = None
+        text, stopped = "", False
+        if self._ends_text(request.params, token_id):
+            reason = "stop"
+        else:
+            text, stopped = prepared.detokenizer.add(token_id)
+            if not stopped and request.num_tokens >= request.max_tokens:
+                reason = "length"
+        if reason is not None:
+            rest, stopped = prepared.detokenizer.flush()
+            text += rest
+        if stopped:
+            reason = "stop"
+        if reason is not None:
+            self.abort(request.id)
+        return Output(request.id, request.chunk(text, (token_id,), reason))
+
+    def _ends_text(self, params: SamplingParams, token_id: int) -> bool:
+        if token_id in params.stop_token_ids:
+            return True
+        return not params.ignore_eos and token_id in self.tokenizer.eos_token_ids
+
+    def _fail(self, request: Request, error: Exception) -> Output:
+        self.abort(request.id)
+        message = str(error) if isinstance(error, SamplingError) else f"{type(error).__name__}: {error}"
+        return Output(request.id, request.chunk("", (), "error", message))

@@ -1,0 +1,79 @@
+"""The tensors of the paged KV cache, and how many blocks the memory holds.
+
+It decides sizes. Which block belongs to whom is block_manager.py's business, what is written there the layers'.
+"""
+
+import logging
+
+import numpy as np
+import torch
+
+from tinyserve.config import EngineConfig
+from tinyserve.layers.attention import LayerCache
+from tinyserve.models.llama import LlamaModel
+
+_log = logging.getLogger(__name__)
+
+CPU_SHARE = 0.25  # of the memory that is available, when no size is given
+CPU_MAX_BYTES = 4 << 30
+CUDA_SHARE = 0.85  # of what the weights leave
+
+
+def block_bytes(model: LlamaModel, block_size: int) -> int:
+    """Bytes of one block over all layers, keys and values."""
+    config = model.config
+    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * model.dtype.itemsize
+    return max(1, per_token) * block_size
+
+
+def num_blocks(model: LlamaModel, config: EngineConfig, context_length: int) -> int:
+    """Blocks that fit in `kv_cache_bytes`, or in a share of the free memory, and that the requests could use at all.
+
+    Raises:
+        ValueError: not even one block fits.
+    """
+    size = block_bytes(model, config.block_size)
+    budget = config.kv_cache_bytes if config.kv_cache_bytes is not None else _default_bytes(model.device)
+    useful = config.max_num_requests * -(-context_length // config.block_size)
+    count = min(budget // size, useful)
+    if count < 1:
+        raise ValueError(
+            f"kv_cache_bytes must be at least {size} (one block of {config.block_size} tokens), got {budget}"
+        )
+    _log.info("KV cache: %d tokens in %d blocks, %.0f MB", count * config.block_size, count, count * size / 1e6)
+    return count
+
+
+def allocate(model: LlamaModel, count: int, block_size: int) -> list[LayerCache]:
+    """One cache per layer, [count, Hkv, S, D] each; zeros, so that no garbage can ever turn into NaN."""
+    config = model.config
+    shape = (count, config.num_kv_heads, block_size, config.head_dim)
+    return [
+        LayerCache(_zeros(shape, model.dtype, model.device), _zeros(shape, model.dtype, model.device))
+        for _ in range(config.num_layers)
+    ]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # NumPy's zeros are pages that the system maps on first touch: a large cache costs nothing until it is used.
+    flat = np.zeros(int(np.prod(shape)) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(flat).view(dtype).view(shape)
+
+
+def _default_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * CUDA_SHARE)
+    return min(CPU_MAX_BYTES, int(_available_cpu_bytes() * CPU_SHARE))
+
+
+def _available_cpu_bytes() -> int:
+    """Memory that can be had without swapping; a cautious 4 GiB where the system does not say."""
+    try:
+        with open("/proc/meminfo") as lines:
+            fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return 4 << 30

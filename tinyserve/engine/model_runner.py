@@ -1,0 +1,102 @@
+"""Runs one planned step: builds the flat batch, calls the model, returns the logits that are wanted.
+
+Its input tensors are allocated once, at their largest, and written through NumPy, whose assignments cost a tenth of a
+tensor's. It decides nothing: the scheduler has planned the step, the sampler will choose the tokens.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinyserve.engine.request import Request
+from tinyserve.engine.scheduler import Step
+from tinyserve.layers.attention import BatchLayout, LayerCache
+from tinyserve.models.llama import LlamaModel
+
+
+class _Input:
+    """An int32 tensor [size] on the CPU, its NumPy view, and the first part of it on the model's device."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._tensor = torch.zeros(size, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._device = device
+        self.array = self._tensor.numpy()
+
+    def head(self, size: int) -> Tensor:
+        part = self._tensor[:size]
+        return part if self._device.type == "cpu" else part.to(self._device, non_blocking=True)
+
+
+class ModelRunner:
+    """Args: max_tokens of one step, max_requests in it, max_blocks of one request."""
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        caches: list[LayerCache],
+        block_size: int,
+        max_tokens: int,
+        max_requests: int,
+        max_blocks: int,
+    ) -> None:
+        self._model = model
+        self._caches = caches
+        self._block_size = block_size
+        device = model.device
+        self._token_ids = _Input(max_tokens, device)
+        self._positions = _Input(max_tokens, device)
+        self._slots = _Input(max_tokens, device)
+        self._starts = _Input(max_requests + 1, device)
+        self._lengths = _Input(max_requests, device)
+        self._rows = _Input(max_requests, device)
+        self._tables = _Input(max_requests * max_blocks, device)
+
+    def run(self, step: Step) -> tuple[list[Request], Tensor]:
+        """Computes the step and advances each request's `num_computed`.
+
+        Returns:
+            The R requests whose next token is due, and their logits [R, V].
+        """
+        num_requests = len(step.chunks)
+        num_blocks = max(len(chunk.request.block_ids) for chunk in step.chunks)
+        tables = self._tables.array[: num_requests * num_blocks].reshape(num_requests, num_blocks)
+        due: list[Request] = []
+        end = 0
+        for index, chunk in enumerate(step.chunks):
+            request, start = chunk.request, end
+            end += chunk.num_tokens
+            self._fill_tokens(request, start, end)
+            tables[index, : len(request.block_ids)] = request.block_ids
+            self._starts.array[index + 1] = end
+            self._lengths.array[index] = request.num_computed + chunk.num_tokens
+            if chunk.is_last:
+                self._rows.array[len(due)] = end - 1
+                due.append(request)
+        layout = BatchLayout(
+            positions=self._positions.head(end),
+            slots=self._slots.head(end),
+            block_tables=self._tables.head(num_requests * num_blocks).view(num_requests, num_blocks),
+            query_starts=self._starts.head(num_requests + 1),
+            context_lens=self._lengths.head(num_requests),
+        )
+        rows = None if len(due) == end else self._rows.head(len(due))  # in pure decode every row is wanted
+        hidden = self._model.forward(self._token_ids.head(end), layout, self._caches, rows)
+        logits = self._model.logits(hidden)
+        for chunk in step.chunks:
+            chunk.request.num_computed += chunk.num_tokens
+        return due, logits
+
+    def _fill_tokens(self, request: Request, start: int, end: int) -> None:
+        """Rows start..end of the flat batch: the request's tokens from `num_computed` on."""
+        size, first = self._block_size, request.num_computed
+        if end - start == 1:
+            self._token_ids.array[start] = request.token_ids[first]
+            self._positions.array[start] = first
+            self._slots.array[start] = request.block_ids[first // size] * size + first % size
+            return
+        last = first + end - start
+        positions = np.arange(first, last, dtype=np.int32)
+        blocks = np.asarray(request.block_ids, dtype=np.int32)
+        self._token_ids.array[start:end] = request.token_ids[first:last]
+        self._positions.array[start:end] = positions
+        self._slots.array[start:end] = blocks[positions // size] * size + positions % size

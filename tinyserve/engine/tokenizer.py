@@ -1,0 +1,77 @@
+"""Text to token ids and back, for one model folder.
+
+It decides where a beginning-of-sequence token belongs and which tokens end a text. Which text has already been sent is
+detokenizer.py's business.
+"""
+
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+
+class Tokenizer:
+    """Safe to use from several threads at once.
+
+    Raises:
+        ValueError: the folder holds no tokenizer.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self._hf: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # every tokenizer class has its own exceptions
+            raise ValueError(f"no usable tokenizer in {folder}: {error}") from error
+        # The Rust tokenizer keeps no state between calls; transformers' own wrapper does, and needs the lock.
+        self._fast: Any = getattr(self._hf, "backend_tokenizer", None)
+        self._lock = threading.Lock()
+        self.bos_token_id: int | None = self._hf.bos_token_id
+        self._adds_bos = self.bos_token_id is not None and self._hf("")["input_ids"][:1] == [self.bos_token_id]
+        self.special_ids = frozenset(self._hf.all_special_ids)
+        self.eos_token_ids = _eos_token_ids(folder, self._hf.eos_token_id)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a prompt: special tokens in it are recognised, and BOS comes first where the model expects it."""
+        if self._fast is not None:
+            ids = self._fast.encode(text, add_special_tokens=False).ids
+        else:
+            with self._lock:
+                ids = self._hf.encode(text, add_special_tokens=False)
+        if self._adds_bos and ids[:1] != [self.bos_token_id]:
+            ids = [self.bos_token_id, *ids]
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of ids, special tokens included; incomplete characters become U+FFFD."""
+        if self._fast is not None:
+            return self._fast.decode(token_ids, skip_special_tokens=False)
+        with self._lock:
+            return self._hf.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def apply_chat_template(self, messages: list[dict[str, str]]) -> str:
+        """The prompt for a conversation, ending where the assistant's answer begins.
+
+        Raises:
+            ValueError: the model has no chat template, or the template refuses the messages.
+        """
+        if not self._hf.chat_template:
+            raise ValueError(f"the tokenizer in {self._hf.name_or_path} has no chat template")
+        try:
+            with self._lock:
+                return self._hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # jinja2's, and whatever a template raises by itself
+            raise ValueError(f"the model's chat template refuses these messages: {error}") from error
+
+
+def _eos_token_ids(folder: Path, tokenizer_eos: int | None) -> frozenset[int]:
+    """Every token that ends a text: generation_config.json's, else config.json's, and the tokenizer's own."""
+    ids: set[int] = set() if tokenizer_eos is None else {tokenizer_eos}
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        value = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+        if value is not None:
+            return frozenset(ids | set(value if isinstance(value, list) else [value]))
+    return frozenset(ids)
