@@ -10,6 +10,7 @@ from typing import Any
 from awq.formats import auto_awq
 from awq.formats.auto_awq import write_awq_folder
 from awq.formats.checkpoint import Checkpoint, CheckpointError, Layout, dequantized_state
+from awq.formats.llm_awq import read_llm_awq, write_llm_awq_v2
 from awq.formats.output import check_output
 from awq.formats.safetensors_folder import SafetensorsFolder, read_json
 from awq.quantize import QuantConfig
@@ -21,6 +22,7 @@ __all__ = [
     "dequantized_state",
     "open_checkpoint",
     "write_awq_folder",
+    "write_llm_awq_v2",
 ]
 
 QuantizationReader = Callable[[Mapping[str, Any], str], tuple[Layout, QuantConfig, tuple[str, ...]]]
@@ -39,8 +41,8 @@ def open_checkpoint(model_path: Path, quant_path: Path | None = None) -> Checkpo
 
     Args:
         model_path: a Hugging Face folder; may itself be quantized. With a quant_path only its config is used.
-        quant_path: where the quantized model is: a Hugging Face folder. All tensors come from here, not only the
-            quantized ones, because AWQ's scales are folded into norms as well.
+        quant_path: where the quantized model is: a Hugging Face folder or a .pt file of llm-awq. All tensors come from
+            here, not only the quantized ones, because AWQ's scales are folded into norms as well.
 
     Raises:
         CheckpointError: names the file, the tensor or field, what came and what is supported.
@@ -58,7 +60,9 @@ def open_checkpoint(model_path: Path, quant_path: Path | None = None) -> Checkpo
         return _open_folder(quant_path, quant_config)
     if not quant_path.exists():
         raise CheckpointError(f"quantized checkpoint {quant_path} does not exist")
-    raise CheckpointError(f"{quant_path}: a quantized checkpoint is a Hugging Face folder or a .pt file of llm-awq")
+    if quant_path.suffix != ".pt":
+        raise CheckpointError(f"{quant_path}: a quantized checkpoint is a Hugging Face folder or a .pt file of llm-awq")
+    return Checkpoint(config, *read_llm_awq(quant_path))
 
 
 def _open_folder(folder: Path, config: dict[str, Any]) -> Checkpoint:

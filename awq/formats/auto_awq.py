@@ -1,10 +1,10 @@
-"""The Hugging Face folder with `quant_method` awq, `version` gemm: AutoAWQ's format, which most engines load.
+"""The Hugging Face folder with `quant_method` awq, as AutoAWQ writes it; `version` gemm is what most engines load.
 
 Per quantized module, for N out features, K in features and groups of G:
     qweight int32 [K, N/8]     nibble i of word [k, c] is the code of out channel 8c + ORDER[i]
     qzeros  int32 [K/G, N/8]   the zeros, packed the same way
     scales  fp16 or bf16 [K/G, N]
-Knows no other format and no model.
+The versions gemv and gemv_fast, which are only read, are llm-awq's two layouts. Knows no model.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from awq.formats.checkpoint import FLOATS, INT32, CheckpointError, Dtypes, Layout
 from awq.formats.contents import KERNEL_K, check_config, plain_tensors, quantized_tensors, storage_dtype, tied_names
+from awq.formats.llm_awq import layout_v1, layout_v2
 from awq.formats.nibbles import PER_WORD, pack_rows, unpack_rows
 from awq.formats.output import SHARD_BYTES, check_output, copy_companions, new_folder, write_config, write_shards
-from awq.formats.safetensors_folder import SafetensorsFolder, read_json
+from awq.formats.safetensors_folder import INDEX_FILE, WEIGHTS_FILE, SafetensorsFolder, read_json
 from awq.quantize import QuantConfig, QuantizedTensor
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -56,7 +57,11 @@ GEMM = Layout(
     decode=_decode_gemm,
 )
 
-VERSIONS: dict[str, Layout] = {"gemm": GEMM}
+VERSIONS: dict[str, Layout] = {
+    "gemm": GEMM,
+    "gemv": layout_v1("AWQ gemv"),
+    "gemv_fast": layout_v2("AWQ gemv_fast", "qzeros"),
+}
 
 
 def read_quantization_config(config: Mapping[str, Any], where: str) -> tuple[Layout, QuantConfig, tuple[str, ...]]:
@@ -123,7 +128,7 @@ def write_awq_folder(
     check_output(output, overwrite)
     model_config = read_json(source / "config.json")
     dtype = storage_dtype(quantized)
-    tied = tied_names(state, frozenset(SafetensorsFolder(source).names()), model_config)
+    tied = tied_names(state, _stored_names(source, state), model_config)
     with new_folder(output, overwrite) as folder:
         plain = plain_tensors(state, quantized, dtype, tied)
         write_shards(folder, chain(plain, _encoded(quantized, config, dtype)), shard_bytes)
@@ -138,6 +143,12 @@ def write_awq_folder(
         name = str(dtype).removeprefix("torch.")
         write_config(folder, with_dtype(model_config, name) | {"quantization_config": quantization_config})
         copy_companions(source, folder)
+
+
+def _stored_names(source: Path, state: Mapping[str, Tensor]) -> frozenset[str]:
+    """The source's tensor names; where its weights are not in safetensors, as if it stored the whole state."""
+    has_safetensors = (source / WEIGHTS_FILE).is_file() or (source / INDEX_FILE).is_file()
+    return frozenset(SafetensorsFolder(source).names() if has_safetensors else state)
 
 
 def _encoded(

@@ -59,20 +59,14 @@ def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         UserError: the output exists.
     """
-    check_output(output, overwrite)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
+    with _temporary(output, overwrite) as temporary:
+        folder = temporary / "new"
+        folder.mkdir()
         yield folder
         _open_permissions(folder)
-        if output.is_dir() and overwrite:
-            shutil.rmtree(output)
-        elif output.is_file() and overwrite:
-            output.unlink()
+        if output.exists():
+            output.rename(temporary / "old")  # gone with the temporary folder
         folder.rename(output)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 @contextmanager
@@ -80,18 +74,20 @@ def new_file(output: Path, overwrite: bool = False) -> Iterator[Path]:
     """As new_folder, for one file; yields the path to write to.
 
     Raises:
-        UserError: the output exists.
+        UserError: the output exists, or is a folder.
     """
-    with new_folder_beside(output, overwrite) as folder:
-        path = folder / output.name
+    if output.is_dir():
+        raise UserError(f"{output} is a folder; name a file")
+    with _temporary(output, overwrite) as temporary:
+        path = temporary / output.name
         yield path
-        _open_permissions(folder)
+        _open_permissions(temporary)
         path.replace(output)
 
 
 @contextmanager
-def new_folder_beside(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder on the output's file system, where renaming is atomic; gone when the block ends."""
+def _temporary(output: Path, overwrite: bool) -> Iterator[Path]:
+    """A hidden folder on the output's file system, where renaming is atomic; removed with its content at the end."""
     check_output(output, overwrite)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
@@ -128,7 +124,7 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byte
         if shard and held + size > shard_bytes:
             flush()
             held = 0
-        shard[name] = _own_memory(tensor)
+        shard[name] = own_memory(tensor)
         held += size
         total += size
     flush()
@@ -144,7 +140,7 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byte
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _own_memory(tensor: Tensor) -> Tensor:
+def own_memory(tensor: Tensor) -> Tensor:
     """A CPU copy, or the tensor itself where it already is all of its memory: savers refuse or bloat views."""
     tensor = tensor.detach().cpu()
     whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
