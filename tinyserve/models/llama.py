@@ -87,6 +87,7 @@ class LlamaModel:
 
     def __init__(self, config: LlamaConfig, weights: WeightReader, num_positions: int) -> None:
         self.config = config
+        self.num_positions = num_positions
         self.dtype = weights.dtype
         self.device = weights.device
         cos_sin = cos_sin_table(config.rope, num_positions, weights.device)

@@ -47,7 +47,6 @@ class WeightReader:
         tensor = self._checkpoint.tensor(name)
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must have the shape {list(shape)} by config.json, got {list(tensor.shape)}")
-        # contiguous: a slice of a mapped file would keep the whole file in memory
         return tensor.to(self.device, self.dtype).contiguous()
 
     def linear(self, rows: Mapping[str, int], in_features: int) -> LinearLayer:

@@ -1,0 +1,75 @@
+"""Runs a model over whole texts, for perplexity: our layers and kernels, a KV cache that lives as long as the call.
+
+It knows no datasets and no perplexity protocol; awq.evaluate does.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tinyserve.layers.attention import BatchLayout, LayerCache
+from tinyserve.models.llama import LlamaModel
+
+BLOCK_SIZE = 32
+ROWS = 256  # rows of logits at a time: 2048 x 49152 in fp32 would be 400 MB
+
+
+def logits(model: LlamaModel, token_ids: Tensor) -> Tensor:
+    """Logits [B, L, V] in fp32 for token_ids [B, L], on the model's device.
+
+    Raises:
+        ValueError: token_ids is not [B, L], or L exceeds the model's context.
+    """
+    hidden = _hidden(model, token_ids)
+    rows = torch.cat([model.logits(part).float() for part in hidden.split(ROWS)])
+    return rows.view(*token_ids.shape, -1)
+
+
+def token_losses(model: LlamaModel, token_ids: Tensor) -> Tensor:
+    """Negative log likelihood, fp32 [B, L - 1], of each token of token_ids [B, L] but the first, given those before it.
+
+    Raises:
+        ValueError: token_ids is not [B, L], or L exceeds the model's context.
+    """
+    hidden = _hidden(model, token_ids).view(*token_ids.shape, -1)[:, :-1].flatten(0, 1)
+    targets = token_ids[:, 1:].flatten().to(hidden.device, torch.int64)
+    losses = [
+        torch.nn.functional.cross_entropy(model.logits(part).float(), wanted, reduction="none")
+        for part, wanted in zip(hidden.split(ROWS), targets.split(ROWS), strict=True)
+    ]
+    return torch.cat(losses).view(token_ids.shape[0], -1)
+
+
+@torch.inference_mode()
+def _hidden(model: LlamaModel, token_ids: Tensor) -> Tensor:
+    """Final hidden states [B * L, C]; one text at a time bounds the memory and changes no result."""
+    if token_ids.dim() != 2:
+        raise ValueError(f"token_ids must be [B, L], got {list(token_ids.shape)}")
+    length = token_ids.shape[1]
+    if length > model.num_positions:
+        raise ValueError(f"a text must be at most {model.num_positions} tokens, got {length}")
+    layout, caches = _layout(length, model.device), list(_caches(model, length))
+    flat = token_ids.to(model.device, torch.int32)
+    return torch.cat([model.forward(text, layout, caches) for text in flat])
+
+
+def _layout(length: int, device: torch.device) -> BatchLayout:
+    """One request in blocks 0, 1, 2, ..."""
+    positions = torch.arange(length, dtype=torch.int32, device=device)
+    return BatchLayout(
+        positions=positions,
+        slots=positions,
+        block_tables=torch.arange(-(-length // BLOCK_SIZE), dtype=torch.int32, device=device).unsqueeze(0),
+        query_starts=torch.tensor([0, length], dtype=torch.int32, device=device),
+        context_lens=torch.tensor([length], dtype=torch.int32, device=device),
+    )
+
+
+def _caches(model: LlamaModel, length: int) -> Iterator[LayerCache]:
+    """One cache that every layer uses in turn: within a single pass no layer reads what another has written."""
+    config = model.config
+    shape = (-(-length // BLOCK_SIZE), config.num_kv_heads, BLOCK_SIZE, config.head_dim)
+    k, v = (torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in range(2))
+    for _ in range(config.num_layers):
+        yield LayerCache(k, v)
