@@ -1,0 +1,46 @@
+// bindings.cpp — the only file that registers ops. A schema is written once; each backend library adds the kernels it
+// has.
+//
+// A new op: its schema here, its kernel lines below, its declaration in ops/ops.h, its lines in kernels.h.
+#include "ops/ops.h"
+
+#include <torch/csrc/stable/library.h>
+
+#define TINYSERVE_SCHEMAS(m)                                                                                 \
+  m.def("w4a16_pack(Tensor codes, Tensor scales, Tensor zeros) -> (Tensor, Tensor)");                        \
+  m.def("w4a16_gemv(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n) -> Tensor");              \
+  m.def("w4a16_gemm(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n) -> Tensor");              \
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");                                     \
+  m.def("rms_norm(Tensor x, Tensor weight, float eps, Tensor(a!)? residual=None) -> Tensor");                \
+  m.def("silu_mul(Tensor gate_up) -> Tensor");                                                               \
+  m.def(                                                                                                     \
+      "rope_kv_write(Tensor qkv, Tensor positions, Tensor cos_sin, Tensor slots, Tensor(a!) k_cache, "       \
+      "Tensor(b!) v_cache, int num_heads) -> Tensor");                                                       \
+  m.def(                                                                                                     \
+      "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_tables, Tensor query_starts, " \
+      "Tensor context_lens, float scale) -> Tensor")
+
+#if defined(TINYSERVE_CUDA)
+
+STABLE_TORCH_LIBRARY_IMPL(tinyserve, CUDA, m) { m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm)); }
+
+#elif defined(TINYSERVE_EMULATED)
+
+STABLE_TORCH_LIBRARY(tinyserve_emulated, m) { TINYSERVE_SCHEMAS(m); }
+
+STABLE_TORCH_LIBRARY_IMPL(tinyserve_emulated, CPU, m) { m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm)); }
+
+#else
+
+STABLE_TORCH_LIBRARY(tinyserve, m) {
+  TINYSERVE_SCHEMAS(m);
+  m.def("cpu_isa(str name=\"\") -> str");  // the instruction set in use; a name selects another
+}
+
+STABLE_TORCH_LIBRARY_IMPL(tinyserve, CPU, m) { m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm)); }
+
+STABLE_TORCH_LIBRARY_IMPL(tinyserve, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&tinyserve::cpu_isa));
+}
+
+#endif

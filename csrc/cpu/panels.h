@@ -1,0 +1,61 @@
+// panels.h — a small matrix product in registers: rows of plain floats by a matrix cut into panels of kPanel columns.
+//
+// A panel holds its columns side by side, step after step: panel[i * kPanel + column]. Each output element is summed over
+// i = 0, 1, 2, ... whatever the number of rows and panels in a call, so a row's result never depends on its neighbours.
+#pragma once
+
+#include "vec.h"
+
+namespace tinyserve::cpu::TINYSERVE_ISA {
+
+constexpr int kPanelVecs = 2;
+constexpr int kPanel = kPanelVecs * kWidth;  // columns
+constexpr int kPanelRows = 6;                // rows at once: with 2 vectors each, the sums that 16 registers can hold
+
+struct PanelProduct {
+  const float* rows;     // [n, depth], row_stride apart
+  const float* panels;   // [num_panels, depth, kPanel], panel_stride apart
+  float* out;            // [n, num_panels * kPanel], out_stride apart
+  int64_t row_stride, panel_stride, out_stride;
+  int64_t depth, num_panels;
+};
+
+template <int Rows, int Panels>
+void multiply_block(const PanelProduct& p, int64_t first_panel) {
+  const float* panels = p.panels + first_panel * p.panel_stride;
+  Vec sums[Rows][Panels * kPanelVecs] = {};
+  for (int64_t i = 0; i < p.depth; ++i) {
+    Vec columns[Panels * kPanelVecs];
+    for (int v = 0; v < Panels * kPanelVecs; ++v)
+      columns[v] = load(panels + v / kPanelVecs * p.panel_stride + i * kPanel + v % kPanelVecs * kWidth);
+    for (int r = 0; r < Rows; ++r) {
+      const Vec factor = broadcast(p.rows[r * p.row_stride + i]);
+      for (int v = 0; v < Panels * kPanelVecs; ++v) sums[r][v] += factor * columns[v];
+    }
+  }
+  for (int r = 0; r < Rows; ++r)
+    for (int v = 0; v < Panels * kPanelVecs; ++v)
+      store(p.out + r * p.out_stride + first_panel * kPanel + v * kWidth, sums[r][v]);
+}
+
+template <int Rows>
+void multiply_rows(const PanelProduct& p) {
+  constexpr int kPanelsAtOnce = Rows <= 2 ? 4 : Rows == 3 ? 2 : 1;  // few rows: enough sums to hide an FMA's latency
+  int64_t panel = 0;
+  for (; panel + kPanelsAtOnce <= p.num_panels; panel += kPanelsAtOnce) multiply_block<Rows, kPanelsAtOnce>(p, panel);
+  for (; panel < p.num_panels; ++panel) multiply_block<Rows, 1>(p, panel);
+}
+
+// rows x panels for 1 to kPanelRows rows
+inline void multiply(const PanelProduct& product, int64_t num_rows) {
+  switch (num_rows) {
+    case 1: return multiply_rows<1>(product);
+    case 2: return multiply_rows<2>(product);
+    case 3: return multiply_rows<3>(product);
+    case 4: return multiply_rows<4>(product);
+    case 5: return multiply_rows<5>(product);
+    default: return multiply_rows<kPanelRows>(product);
+  }
+}
+
+}  // namespace tinyserve::cpu::TINYSERVE_ISA

@@ -1,0 +1,163 @@
+// kernels.h — what a backend must provide: one args struct and one entry per op. No Torch here.
+//
+// Sizes are checked by ops/<op>.cpp before a kernel sees them; every tensor is contiguous unless a stride says
+// otherwise. An op starts with its args struct and, once its files exist, its line in TINYSERVE_CPU_KERNELS or
+// TINYSERVE_CUDA_KERNELS.
+#pragma once
+
+#include <cstdint>
+
+namespace tinyserve {
+
+enum class Dtype { kFloat, kHalf, kBFloat16 };  // of activations; sums are always fp32
+
+constexpr int kGemvMaxRows = 8;  // w4a16_gemv takes this many rows; above, w4a16_gemm is faster
+
+// How the CPU packs a quantized weight [N, K], the same for all of its kernels:
+//   qweight: uint32 [N/16 up][K/8][16]. A word holds 8 consecutive k of one row n; byte i of it has code k = i in its
+//   low
+//            half and code k = i + 4 in its high half, so that masking gives bytes of 4 consecutive k (what VNNI
+//            multiplies) and a 64-byte line is one step of 8 k for 16 rows. Rows past N have code 0.
+//   qparams: bytes [N/16 up][K/G][48 or 80]: the 16 scales of a group as fp16 (where they came as fp16) or else fp32,
+//   then
+//            the 16 zeros as uint8. Rows past N have scale 0.
+constexpr int kPackColumns = 16;          // rows n of one tile
+constexpr int kPackFactor = 8;            // codes in one word
+constexpr int kParamBytesHalf = 16 * 3;   // bytes of one tile's group parameters with fp16 scales
+constexpr int kParamBytesFloat = 16 * 5;  // with fp32 scales
+
+struct W4A16PackArgs {
+  const uint8_t* codes;  // [N, K] 0..15
+  const void* scales;    // [N, K/G] scale_dtype
+  const uint8_t* zeros;  // [N, K/G]
+  uint32_t* qweight;     // out, see above
+  uint8_t* qparams;      // out, see above
+  bool* codes_fit;       // out: false where a code is above 15
+  int64_t n, k, group_size;
+  Dtype scale_dtype;
+};
+
+// y[m, n] = bias[n] + sum over k of x[m, k] * (code[n, k] - zero[n, k/G]) * scale[n, k/G]
+struct W4A16Args {
+  const float* x;           // [M, K] already fp32: the caller converts once, all tiles read it
+  const uint32_t* qweight;  // packed, see above
+  const uint8_t* qparams;
+  const void* bias;  // [N] dtype, or null
+  void* y;           // [M, N] dtype
+  int64_t m, n, k, group_size;
+  bool half_scales;  // fp16 scales in qparams, else fp32
+  Dtype dtype;       // of y and bias
+};
+
+// y[m, n] = bias[n] + sum over k of x[m, k] * weight[n, k]
+struct LinearArgs {
+  const float* x;      // [M, K] already fp32
+  const void* weight;  // [N, K] dtype
+  const void* bias;    // [N] dtype, or null
+  void* y;             // [M, N] dtype
+  int64_t m, n, k;
+  Dtype dtype;
+};
+
+// to fp32, for kernels that read the same activations many times
+struct ConvertArgs {
+  const void* x;  // [size] dtype
+  float* y;       // [size]
+  int64_t size;
+  Dtype dtype;
+};
+
+// y[t, c] = h[t, c] * weight[c] / sqrt(mean over c of h[t, c]^2 + eps), where h = x, or x + residual which is then
+// stored
+struct RmsNormArgs {
+  const void* x;       // [T, C] dtype
+  const void* weight;  // [C]    dtype
+  void* residual;      // [T, C] dtype, read and written; or null
+  void* y;             // [T, C] dtype
+  int64_t tokens, channels;
+  float eps;
+  Dtype dtype;
+};
+
+// y[t, i] = silu(gate_up[t, i]) * gate_up[t, I + i]
+struct SiluMulArgs {
+  const void* gate_up;   // [T, 2 * I] dtype
+  void* y;               // [T, I]     dtype
+  int64_t tokens, size;  // T, I
+  Dtype dtype;
+};
+
+// Rotates q and k by their positions, in pairs (i, i + R/2) of the first R elements of a head; writes k and v to the
+// cache.
+struct RopeKvWriteArgs {
+  const void* qkv;           // [T, (H + 2 * Hkv) * D] dtype
+  const int32_t* positions;  // [T] rows of cos_sin
+  const float* cos_sin;      // [P, R] cos in the first half of a row, sin in the second
+  const int32_t* slots;      // [T] block * S + offset; -1: not written
+  void* k_cache;             // [blocks, Hkv, S, D] dtype
+  void* v_cache;             // [blocks, Hkv, S, D] dtype
+  void* q;                   // out [T, H, D] dtype
+  int64_t tokens, num_heads, num_kv_heads, head_dim, rotary_dim, block_size;
+  Dtype dtype;
+};
+
+// Causal attention of a mixed batch over the paged cache. Query i of request b sits at position context_lens[b] - q_len
+// + i.
+struct PagedAttentionArgs {
+  const void* q;                // [T, H, D] dtype
+  const void* k_cache;          // [blocks, Hkv, S, D] dtype
+  const void* v_cache;          // [blocks, Hkv, S, D] dtype
+  const int32_t* block_tables;  // [B, max_blocks]
+  const int32_t* query_starts;  // [B + 1] first row of q of each request
+  const int32_t* context_lens;  // [B] tokens in the cache, the queries' own included
+  void* y;                      // [T, H, D] dtype
+  int64_t tokens, num_requests, max_blocks, num_heads, num_kv_heads, head_dim, block_size;
+  float scale;
+  Dtype dtype;
+};
+
+// The ops that each backend has: X(op, args struct). A line here, ops/<op>.cpp, cpu/<op>.cpp (cuda/<op>.cu), a line in
+// bindings.cpp.
+#define TINYSERVE_CPU_KERNELS(X) X(rms_norm, RmsNormArgs)
+#define TINYSERVE_CUDA_KERNELS(X) X(rms_norm, RmsNormArgs)
+
+// Both backends answer to the same calls; the CPU ignores the stream.
+#define TINYSERVE_DECLARE(op, Args) void op(const Args& args, void* stream);
+namespace cpu {
+TINYSERVE_CPU_KERNELS(TINYSERVE_DECLARE)
+}
+namespace cuda {
+TINYSERVE_CUDA_KERNELS(TINYSERVE_DECLARE)
+}
+#undef TINYSERVE_DECLARE
+
+namespace cpu {
+
+// Every cpu/<op>.cpp is compiled once per instruction set, into a namespace of its name; this is one compilation's
+// kernels.
+struct Table {
+  const char* isa;
+#define TINYSERVE_MEMBER(op, Args) void (*op)(const Args& args);
+  TINYSERVE_CPU_KERNELS(TINYSERVE_MEMBER)
+#undef TINYSERVE_MEMBER
+};
+
+// The name of the instruction set in use. The best that this machine has, unless TINYSERVE_CPU_ISA or select_isa() said
+// otherwise. Throws std::invalid_argument for a name that is not compiled in or that this machine does not have.
+const char* current_isa();
+void select_isa(const char* name);
+
+// Calls body(begin, end, context) for parts of [0, size) that are at least `grain` long, on the threads of torch's own
+// pool, so that there is no second one. A body must not throw. Defined in ops/parallel.cpp.
+void run_parallel(int64_t size, int64_t grain, void (*body)(int64_t begin, int64_t end, void* context), void* context);
+
+// The same for a lambda: parallel_for(size, grain, [&](int64_t begin, int64_t end) { ... }).
+template <typename Body>
+void parallel_for(int64_t size, int64_t grain, const Body& body) {
+  run_parallel(
+      size, grain, [](int64_t begin, int64_t end, void* context) { (*static_cast<const Body*>(context))(begin, end); },
+      const_cast<Body*>(&body));
+}
+
+}  // namespace cpu
+}  // namespace tinyserve

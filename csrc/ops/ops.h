@@ -1,0 +1,27 @@
+// ops.h — the Tensor-level functions that bindings.cpp registers. Shapes and meaning: kernels.h and tinyserve/ops.py.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+
+namespace tinyserve {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+std::tuple<Tensor, Tensor> w4a16_pack(const Tensor& codes, const Tensor& scales, const Tensor& zeros);
+Tensor w4a16_gemv(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias, int64_t n);
+Tensor w4a16_gemm(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias, int64_t n);
+Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias);
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, const OptionalTensor& residual);
+Tensor silu_mul(const Tensor& gate_up);
+Tensor rope_kv_write(const Tensor& qkv, const Tensor& positions, const Tensor& cos_sin, const Tensor& slots,
+                     const Tensor& k_cache, const Tensor& v_cache, int64_t num_heads);
+Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_tables,
+                       const Tensor& query_starts, const Tensor& context_lens, double scale);
+std::string cpu_isa(const std::string& name);
+
+}  // namespace tinyserve

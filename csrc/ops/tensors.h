@@ -1,0 +1,97 @@
+// tensors.h — the Torch side of every op: checks that name what was expected and what came, the device guard, the
+// stream.
+//
+// Everything in ops/ is compiled once per backend library; TINYSERVE_CUDA and TINYSERVE_EMULATED say for which. Only
+// the LibTorch stable ABI is used, so one binary works with every torch from 2.10 on, and builds where torch has no
+// CUDA.
+#pragma once
+
+#include "../kernels.h"
+#include "ops.h"
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <sstream>
+#include <string>
+
+namespace tinyserve {
+
+using torch::headeronly::ScalarType;
+
+#if defined(TINYSERVE_CUDA)
+namespace backend = cuda;
+using DeviceGuard = torch::stable::accelerator::DeviceGuard;
+inline void* current_stream(const Tensor& t) {
+  void* stream = nullptr;
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(t.get_device(), &stream) == AOTI_TORCH_SUCCESS,
+                  "no current CUDA stream");
+  return stream;
+}
+#else
+#if defined(TINYSERVE_EMULATED)
+namespace backend = cuda;  // the CUDA kernels, run by the CPU on tensors in its memory
+#else
+namespace backend = cpu;
+#endif
+struct DeviceGuard {
+  explicit DeviceGuard(int) {}
+};
+inline void* current_stream(const Tensor&) { return nullptr; }
+#endif
+
+template <typename Sizes>
+std::string shape(const Sizes& sizes) {
+  std::ostringstream text;
+  text << "[";
+  bool first = true;
+  for (const auto size : sizes) {
+    text << (first ? "" : ", ") << size;
+    first = false;
+  }
+  return text.str() + "]";
+}
+
+inline Dtype to_dtype(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::kFloat;
+    case ScalarType::Half:
+      return Dtype::kHalf;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    default:
+      break;
+  }
+  STD_TORCH_CHECK(false, name, " must be float16, bfloat16 or float32, got ", toString(t.scalar_type()));
+}
+
+inline void check_contiguous(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous, got strides ", shape(t.strides()), " for sizes ",
+                  shape(t.sizes()));
+}
+
+inline void check_shape(const Tensor& t, const char* name, std::initializer_list<int64_t> sizes) {
+  const bool same = t.sizes().size() == sizes.size() && std::equal(sizes.begin(), sizes.end(), t.sizes().begin());
+  STD_TORCH_CHECK(same, name, " must be ", shape(sizes), ", got ", shape(t.sizes()));
+  check_contiguous(t, name);
+}
+
+// One tensor of an op: its sizes, dtype and layout, and that it lives where `like` does.
+inline void check_tensor(const Tensor& t, const char* name, std::initializer_list<int64_t> sizes, ScalarType dtype,
+                         const Tensor& like) {
+  STD_TORCH_CHECK(t.scalar_type() == dtype, name, " must be ", toString(dtype), ", got ", toString(t.scalar_type()));
+  check_shape(t, name, sizes);
+  STD_TORCH_CHECK(t.device() == like.device(), name, " must be on the device of the other arguments");
+}
+
+inline void check_dim(const Tensor& t, const char* name, int64_t dim, const char* meaning) {
+  STD_TORCH_CHECK(t.dim() == dim, name, " must be ", meaning, ", got ", shape(t.sizes()));
+}
+
+}  // namespace tinyserve

@@ -1,0 +1,222 @@
+"""Builds the kernel libraries with ninja and names what the package needs.
+
+tinyserve/_cpu       always: every csrc/cpu kernel, once per instruction set
+tinyserve/_cuda      where nvcc is found: every csrc/cuda kernel; needs neither a GPU nor a CUDA build of torch
+tinyserve/_host      always: build facts for Python, through pybind11
+tests/emulator/_emulated   with `build_ext --emulated`: the CUDA kernels compiled for the CPU, for the tests
+
+TINYSERVE_CUDA_ARCHS ("80 90a") narrows the CUDA architectures; TINYSERVE_SANITIZE=1 adds the address and
+undefined-behaviour sanitizers to the CPU kernels.
+"""
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+VERSION = "0.1.0"
+ALL_CUDA_ARCHS = "80 86 89 90a 120"  # the last one as PTX too, for GPUs still to come
+
+X86_ISAS = {  # name -> floats per vector, flags; csrc/cpu/dispatch.cpp asks the processor for the same features
+    "avx512": (
+        16,
+        "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c -mprefer-vector-width=512 -Wno-maybe-uninitialized",
+    ),
+    "avx2": (8, "-mavx2 -mfma -mf16c"),
+}
+PORTABLE = {"portable": (16, "")}
+ISAS = {**(X86_ISAS if platform.machine() in ("x86_64", "AMD64") else {}), **PORTABLE}
+
+# TORCH_TARGET_VERSION: the oldest torch whose stable ABI is used, 2.10. Contraction is off in ISO mode, hence the flag.
+CXX_FLAGS = "-O3 -std=c++20 -fPIC -Wall -Wextra -Wno-psabi -fvisibility=hidden -ffp-contract=fast"
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+EMULATED = "tests.emulator._emulated"
+
+
+def torch_dir() -> Path:
+    """Where torch is installed; found without importing it, which would take seconds."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise SystemExit("setup.py needs torch (2.10 or newer): install it, then pip install --no-build-isolation")
+    return Path(spec.origin).parent
+
+
+def cuda_include() -> Path | None:
+    """The CUDA headers: beside nvcc, or from the nvidia-cuda-runtime wheel."""
+    roots = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
+    if nvcc := shutil.which("nvcc"):
+        roots.insert(1, str(Path(nvcc).resolve().parent.parent))
+    candidates = [Path(root, "include") for root in roots if root]
+    site_packages = Path(sysconfig.get_paths()["purelib"], "nvidia")
+    candidates += [site_packages / "cuda_runtime/include", *sorted(site_packages.glob("cu1*/include"))]
+    return next((path for path in candidates if (path / "cuda_fp16.h").exists()), None)
+
+
+class Ninja:
+    """A build.ninja in the making: compile steps that libraries may share, then links."""
+
+    def __init__(self, build_dir: Path) -> None:
+        self._dir = build_dir
+        compiler = os.environ.get("CXX", "g++")
+        compile_step = "{name} -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc"
+        self._lines = [
+            "ninja_required_version = 1.5",
+            f"rule cxx\n  command = {compile_step.format(name=compiler)}\n  description = compile $out",
+            f"rule nvcc\n  command = {compile_step.format(name='nvcc')}\n  description = nvcc $out",
+            f"rule link\n  command = {compiler} -shared $in -o $out $flags\n  description = link $out",
+        ]
+
+    def compile(self, source: str, flags: str, variant: str, rule: str = "cxx") -> str:
+        """Adds one object file; `variant` keeps apart what the same source becomes under other flags."""
+        target = f"{variant}/{source}.o"
+        self._lines.append(f"build {target}: {rule} {ROOT / source}\n  flags = {flags}")
+        return target
+
+    def link(self, target: str, objects: list[str], flags: str) -> None:
+        self._lines.append(f"build {target}: link {' '.join(objects)}\n  flags = {flags}\ndefault {target}")
+
+    def run(self, verbose: bool) -> None:
+        self._dir.mkdir(parents=True, exist_ok=True)
+        (self._dir / "build.ninja").write_text("\n".join(self._lines) + "\n")
+        ninja = [sys.executable, "-m", "ninja"] if importlib.util.find_spec("ninja") else ["ninja"]
+        if ninja == ["ninja"] and not shutil.which("ninja"):
+            raise SystemExit("setup.py needs ninja: pip install ninja")
+        subprocess.run([*ninja, "-C", str(self._dir), *(["-v"] if verbose else [])], check=True)
+
+
+def sources(pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
+
+
+class Build(build_ext):
+    """Writes one build.ninja for all libraries, so that they build in parallel and only where something changed."""
+
+    user_options = [
+        *build_ext.user_options,
+        ("emulated", None, "build the CUDA kernels for the CPU too, for the tests"),
+    ]  # noqa: RUF012
+    boolean_options = [*build_ext.boolean_options, "emulated"]  # noqa: RUF012
+
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.emulated = False
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if self.emulated:
+            self.extensions = [*self.extensions, Extension(EMULATED, sources=[], py_limited_api=True)]
+
+    def build_extensions(self) -> None:
+        torch = torch_dir()
+        includes = [torch / "include", torch / "include/torch/csrc/api/include"]
+        self._torch_flags = " ".join(f"-isystem {path}" for path in includes)
+        self._torch_link = f"-L{torch / 'lib'} -ltorch_cpu -lc10"
+        self._archs = os.environ.get("TINYSERVE_CUDA_ARCHS", ALL_CUDA_ARCHS).split()
+        ninja = Ninja(ROOT / "build" / f"ninja-{sysconfig.get_platform()}")
+        steps = {"tinyserve._cpu": self._cpu, "tinyserve._cuda": self._cuda, "tinyserve._host": self._host}
+        for extension in self.extensions:
+            target = Path(self.get_ext_fullpath(extension.name)).resolve()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            steps.get(extension.name, self._emulated)(ninja, str(target))
+        ninja.run(bool(self.verbose > 1))
+
+    def _ops(self, ninja: Ninja, stems: list[str], variant: str, flags: str) -> list[str]:
+        """The Tensor level of the ops in `stems`, as one backend sees it."""
+        files = ["csrc/bindings.cpp", *(f"csrc/ops/{stem}.cpp" for stem in stems)]
+        return [ninja.compile(file, f"{CXX_FLAGS} {STABLE_ABI} {self._torch_flags} {flags}", variant) for file in files]
+
+    def _cpu(self, ninja: Ninja, target: str) -> None:
+        sanitize = "-g -fsanitize=address,undefined" if os.environ.get("TINYSERVE_SANITIZE") else ""
+        stems = [Path(file).stem for file in sources("csrc/ops/*.cpp")]
+        objects = self._ops(ninja, stems, "cpu", "")
+        objects.append(ninja.compile("csrc/cpu/dispatch.cpp", CXX_FLAGS, "cpu"))
+        for isa, (width, flags) in ISAS.items():
+            defines = f"-DTINYSERVE_ISA={isa} -DTINYSERVE_WIDTH={width}"
+            for file in sources("csrc/cpu/*.cpp"):
+                if not file.endswith("dispatch.cpp"):
+                    objects.append(ninja.compile(file, f"{CXX_FLAGS} {flags} {defines} {sanitize}", isa))
+        ninja.link(target, objects, f"{self._torch_link} {sanitize}")
+
+    def _cuda_stems(self) -> list[str]:
+        return [Path(file).stem for file in sources("csrc/cuda/*.cu")]
+
+    def _cuda(self, ninja: Ninja, target: str) -> None:
+        include = cuda_include()
+        objects = self._ops(ninja, self._cuda_stems(), "cuda", f"-DTINYSERVE_CUDA -DUSE_CUDA -isystem {include}")
+        archs = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in self._archs]
+        newest = self._archs[-1]
+        archs.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+        flags = f"-O3 -std=c++20 -Xcompiler -fPIC,-fvisibility=hidden,-Wall {' '.join(archs)}"
+        objects += [ninja.compile(file, flags, "cuda", "nvcc") for file in sources("csrc/cuda/*.cu")]
+        # The static runtime: the library then asks for no libcudart of a version that torch may not bring.
+        ninja.link(
+            target, objects, f"{self._torch_link} -L{include.parent / 'lib64'} -lcudart_static -ldl -lrt -lpthread"
+        )
+
+    def _host(self, ninja: Ninja, target: str) -> None:
+        python = f"-isystem {sysconfig.get_paths()['include']}"
+        cuda = " ".join(self._archs) if "tinyserve._cuda" in [e.name for e in self.extensions] else ""
+        facts = f"'-DTINYSERVE_VERSION=\"{VERSION}\"' '-DTINYSERVE_ISAS=\"{' '.join(ISAS)}\"' '-DTINYSERVE_ARCHS=\"{cuda}\"'"
+        flags = f"-O2 -std=c++20 -fPIC -Wall -fvisibility=hidden {self._torch_flags} {python} {facts}"
+        ninja.link(target, [ninja.compile("csrc/host/module.cpp", flags, "host")], "")
+
+    def _emulated(self, ninja: Ninja, target: str) -> None:
+        include = cuda_include()
+        if include is None:
+            raise SystemExit("--emulated needs the CUDA headers: install nvcc, or pip install nvidia-cuda-runtime")
+        objects = self._ops(ninja, self._cuda_stems(), "emulated", "-DTINYSERVE_EMULATED")
+        flags = (
+            f"-O1 -g -std=c++20 -fPIC -fvisibility=hidden -isystem {include} -include {ROOT}/tests/emulator/emulator.h"
+        )
+        objects += [ninja.compile(file, f"{flags} -x c++", "emulated") for file in sources("csrc/cuda/*.cu")]
+        objects.append(ninja.compile("tests/emulator/control.cpp", flags, "emulated"))
+        ninja.link(target, objects, self._torch_link)
+
+
+extensions = [
+    Extension("tinyserve._cpu", sources=[], py_limited_api=True),
+    Extension("tinyserve._host", sources=[]),
+]
+if shutil.which("nvcc") and sources("csrc/cuda/*.cu"):
+    extensions.append(Extension("tinyserve._cuda", sources=[], py_limited_api=True))
+
+TEST = ["pytest", "pytest-asyncio", "httpx", "hypothesis"]
+
+setup(
+    name="tinyserve",
+    version=VERSION,
+    description="AWQ 4-bit quantization and serving for language and vision-language models, on GPUs and CPUs",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["tinyserve", "tinyserve.*", "awq", "awq.*"]),
+    ext_modules=extensions,
+    cmdclass={"build_ext": Build},
+    install_requires=[
+        "torch>=2.10",
+        "transformers>=5",
+        "tokenizers",
+        "safetensors",
+        "accelerate",
+        "numpy",
+        "tqdm",
+        "fastapi",
+        "uvicorn",
+        "uvloop; sys_platform != 'win32'",
+        "httptools",
+        "requests",
+        "aiohttp",
+        "msgspec",
+        "pillow",
+        "prometheus-client",
+    ],
+    extras_require={"test": TEST, "eval": ["lm-eval", "datasets"], "plots": ["matplotlib"]},
+    entry_points={"console_scripts": ["tinyserve = tinyserve.__main__:main"]},
+)

@@ -1,0 +1,243 @@
+"""Typed Python face of every compiled op; the only module that loads the kernel libraries.
+
+An op runs the compiled kernel of the tensor's device; where there is none it runs tinyserve/fallback.py, and the log says
+so once. A packed weight belongs to the device and the choice it was made with. Knows shapes and dtypes, no model.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyserve import fallback
+
+GEMV_MAX_ROWS = 8  # kGemvMaxRows in csrc/kernels.h
+GROUP_SIZES = (32, 64, 128)  # and K itself
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A quantized weight [n, k] in the layout of one backend; only the ops know what the tensors hold."""
+
+    qweight: Tensor
+    qparams: Tensor
+    n: int
+    k: int
+    group_size: int
+
+
+def w4a16_pack(codes: Tensor, scales: Tensor, zeros: Tensor) -> PackedWeight:
+    """Brings a quantized weight into the layout that the kernels of its device read.
+
+    Args:
+        codes: uint8 [N, K], each 0..15.
+        scales: float [N, K/G], G in GROUP_SIZES or K, a multiple of 32.
+        zeros: uint8 [N, K/G].
+
+    Raises:
+        RuntimeError: a shape, dtype, group size or code is not allowed.
+    """
+    qweight, qparams = _kernel("w4a16_pack", codes.device.type)(codes, scales, zeros)
+    n, k = codes.shape
+    return PackedWeight(qweight, qparams, n, k, k // scales.shape[1])
+
+
+def w4a16_gemv(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+    """x [M, K], M up to GEMV_MAX_ROWS, times the packed weight [N, K] transposed, plus bias [N] -> [M, N]."""
+    kernel = _kernel("w4a16_gemv", x.device.type)
+    result: Tensor = kernel(x, weight.qweight, weight.qparams, bias, weight.n)
+    return result
+
+
+def w4a16_gemm(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+    """x [M, K] times the packed weight [N, K] transposed, plus bias [N] -> [M, N]."""
+    kernel = _kernel("w4a16_gemm", x.device.type)
+    result: Tensor = kernel(x, weight.qweight, weight.qparams, bias, weight.n)
+    return result
+
+
+def w4a16_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+    """x [..., K] times the packed weight [N, K] transposed, plus bias [N] -> [..., N]; the op that suits the row count."""
+    rows = x.reshape(-1, weight.k)
+    multiply = w4a16_gemv if rows.shape[0] <= GEMV_MAX_ROWS else w4a16_gemm
+    return multiply(rows, weight, bias).view(*x.shape[:-1], weight.n)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [M, K] times weight [N, K] transposed, plus bias [N], all of one dtype -> [M, N]; sums in fp32."""
+    result: Tensor = _kernel("linear", x.device.type)(x, weight, bias)
+    return result
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
+    """x [T, C] over its root mean square, times weight [C] -> [T, C].
+
+    With `residual` [T, C], that becomes residual + x, rounded to its dtype, in place, and its norm is returned.
+    """
+    result: Tensor = _kernel("rms_norm", x.device.type)(x, weight, eps, residual)
+    return result
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """gate_up [T, 2 * I] -> silu(first half) * second half, [T, I]."""
+    result: Tensor = _kernel("silu_mul", gate_up.device.type)(gate_up)
+    return result
+
+
+def rope_kv_write(
+    qkv: Tensor, positions: Tensor, cos_sin: Tensor, slots: Tensor, k_cache: Tensor, v_cache: Tensor, num_heads: int
+) -> Tensor:
+    """Rotates queries and keys by their positions and writes keys and values into the paged cache, in place.
+
+    The first R elements of a head turn in pairs (i, i + R/2), as in Llama's rotate_half; the rest stay.
+
+    Args:
+        qkv: [T, (H + 2 * Hkv) * D].
+        positions: int32 [T], rows of cos_sin.
+        cos_sin: fp32 [P, R], R <= D: cosines in the first half of a row, sines in the second.
+        slots: int32 [T], block * S + offset; -1 where nothing is to be written.
+        k_cache, v_cache: [blocks, Hkv, S, D].
+        num_heads: H.
+
+    Returns:
+        The rotated queries [T, H, D].
+    """
+    kernel = _kernel("rope_kv_write", qkv.device.type)
+    result: Tensor = kernel(qkv, positions, cos_sin, slots, k_cache, v_cache, num_heads)
+    return result
+
+
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    scale: float,
+) -> Tensor:
+    """Causal attention of a flat batch of requests over the paged cache; prefill and decode may mix.
+
+    Query i of request b sits at position context_lens[b] - q_len + i and sees the keys up to that position; query head h
+    reads key head h // (H / Hkv).
+
+    Args:
+        q: [T, H, D], the queries of all requests one after another.
+        k_cache, v_cache: [blocks, Hkv, S, D].
+        block_tables: int32 [B, max_blocks], the blocks of each request in the order of their positions.
+        query_starts: int32 [B + 1], request b's queries are rows query_starts[b] .. query_starts[b + 1] - 1.
+        context_lens: int32 [B], keys of each request, its queries' own included.
+        scale: factor on the scores, commonly D ** -0.5.
+
+    Returns:
+        [T, H, D].
+    """
+    kernel = _kernel("paged_attention", q.device.type)
+    result: Tensor = kernel(q, k_cache, v_cache, block_tables, query_starts, context_lens, scale)
+    return result
+
+
+def build_info() -> dict[str, Any]:
+    """How the kernels were built and which run here.
+
+    Returns:
+        version, compiler, cpu_isas and cuda_archs (both as compiled), cpu_isa (in use; None: the fallback).
+    """
+    info: dict[str, Any] = {"version": None, "compiler": None, "cpu_isas": [], "cuda_archs": [], "cpu_isa": None}
+    if _load("_cpu"):
+        from tinyserve import _host
+
+        info |= _host.build_info()
+        info["cpu_isa"] = torch.ops.tinyserve.cpu_isa()
+    return info
+
+
+def use_cpu_isa(name: str) -> None:
+    """Makes the CPU kernels of another instruction set run, one of build_info()["cpu_isas"] that this machine has."""
+    torch.ops.tinyserve.cpu_isa(name)
+
+
+@functools.cache
+def _load(library: str) -> bool:
+    """Loads tinyserve/_cpu or _cuda; says why where that fails."""
+    paths = sorted(Path(__file__).parent.glob(f"{library}.*.so"))
+    if not paths:
+        return False
+    try:
+        torch.ops.load_library(paths[0])
+    except OSError as error:
+        _log.error("%s does not load, its ops run the PyTorch fallback: %s", paths[0], error)
+        return False
+    return True
+
+
+@functools.cache
+def _kernel(name: str, device: str) -> Callable[..., Any]:
+    """The compiled op where it has a kernel for `device`, else the fallback of the same name and arguments."""
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device)
+    if key and _load("_cpu") and torch._C._dispatch_has_kernel_for_dispatch_key(f"tinyserve::{name}", key):
+        return getattr(torch.ops.tinyserve, name).default  # type: ignore[no-any-return]
+    _log.warning("%s has no compiled kernel for %s: the slower PyTorch fallback runs", name, device)
+    return getattr(fallback, name)  # type: ignore[no-any-return]
+
+
+def _register_fakes() -> None:
+    """What torch.compile and CUDA graphs need: each op's result in shape and dtype, without computing it."""
+    fake = torch.library.register_fake
+
+    @fake("tinyserve::w4a16_pack")
+    def _(codes: Tensor, scales: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor]:
+        tiles, k, groups = (codes.shape[0] + 15) // 16, codes.shape[1], scales.shape[1]
+        param_bytes = 48 if scales.dtype == torch.float16 else 80
+        return codes.new_empty(tiles, k // 8, 16, dtype=torch.int32), codes.new_empty(tiles, groups, param_bytes)
+
+    @fake("tinyserve::w4a16_gemv")
+    def _(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int) -> Tensor:
+        return x.new_empty(x.shape[0], n)
+
+    @fake("tinyserve::w4a16_gemm")
+    def _(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int) -> Tensor:
+        return x.new_empty(x.shape[0], n)
+
+    @fake("tinyserve::linear")
+    def _(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return x.new_empty(x.shape[0], weight.shape[0])
+
+    @fake("tinyserve::rms_norm")
+    def _(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
+        return torch.empty_like(x)
+
+    @fake("tinyserve::silu_mul")
+    def _(gate_up: Tensor) -> Tensor:
+        return gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
+
+    @fake("tinyserve::rope_kv_write")
+    def _(
+        qkv: Tensor, positions: Tensor, cos_sin: Tensor, slots: Tensor, k_cache: Tensor, v_cache: Tensor, num_heads: int
+    ) -> Tensor:
+        return qkv.new_empty(qkv.shape[0], num_heads, k_cache.shape[3])
+
+    @fake("tinyserve::paged_attention")
+    def _(
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        context_lens: Tensor,
+        scale: float,
+    ) -> Tensor:
+        return torch.empty_like(q)
+
+
+if _load("_cpu"):
+    _register_fakes()
+    if torch.cuda.is_available():
+        _load("_cuda")
