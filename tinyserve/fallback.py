@@ -40,11 +40,23 @@ def w4a16_dequantize(qweight: Tensor, qparams: Tensor) -> Tensor:
     return ((codes - zero) * scale).view(n, 2 * half_k)
 
 
-def w4a16_gemm(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [M, K] times the packed weight [N, K] transposed, plus bias [N] -> [M, N] in x's dtype."""
+def w4a16_gemv(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int) -> Tensor:
+    """The same product as w4a16_gemm, for few rows."""
+    return w4a16_gemm(x, qweight, qparams, bias, n)
+
+
+def w4a16_gemm(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int) -> Tensor:
+    """x [M, K] times the packed weight [n, K] transposed, plus bias [n] -> [M, n] in x's dtype."""
     _check_rows("x", x, 2 * qweight.shape[1])
+    if qweight.shape[0] != n:
+        raise ValueError(f"qweight must have {n} rows, got {list(qweight.shape)}")
     y = F.linear(x.float(), w4a16_dequantize(qweight, qparams), None if bias is None else bias.float())
     return y.to(x.dtype)
+
+
+def w4a16_gemv(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int) -> Tensor:
+    """The same as w4a16_gemm: nothing here depends on the number of rows."""
+    return w4a16_gemm(x, qweight, qparams, bias, n)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -108,7 +120,7 @@ def rope_kv_write(
     _check_int32("slots", slots, [tokens])
     num_positions, rotary_dim = cos_sin.shape
     if rotary_dim % 2 or rotary_dim > head_dim or cos_sin.dtype != torch.float32:
-        expected = f"float32 [P, R] with R even and at most {head_dim}"
+        expected = f"float32 [P, R], R even and at most {head_dim}"
         raise ValueError(f"cos_sin must be {expected}, got {cos_sin.dtype} {list(cos_sin.shape)}")
     _check_range("positions", positions, 0, num_positions)
     _check_range("slots", slots, -1, num_blocks * block_size)
@@ -195,8 +207,10 @@ def _check_rows(name: str, t: Tensor, width: int) -> None:
 
 
 def _check_int32(name: str, t: Tensor, shape: list[int]) -> None:
-    if t.dtype != torch.int32 or list(t.shape) != shape:
-        raise ValueError(f"{name} must be int32 {shape}, got {t.dtype} {list(t.shape)}")
+    if t.dtype != torch.int32:
+        raise ValueError(f"{name} must be torch.int32, got {t.dtype}")
+    if list(t.shape) != shape:
+        raise ValueError(f"{name} must be {shape}, got {list(t.shape)}")
 
 
 def _check_range(name: str, t: Tensor, low: int, end: int) -> None:
