@@ -40,11 +40,6 @@ def w4a16_dequantize(qweight: Tensor, qparams: Tensor) -> Tensor:
     return ((codes - zero) * scale).view(n, 2 * half_k)
 
 
-def w4a16_gemv(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int) -> Tensor:
-    """The same product as w4a16_gemm, for few rows."""
-    return w4a16_gemm(x, qweight, qparams, bias, n)
-
-
 def w4a16_gemm(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int) -> Tensor:
     """x [M, K] times the packed weight [n, K] transposed, plus bias [n] -> [M, n] in x's dtype."""
     _check_rows("x", x, 2 * qweight.shape[1])
