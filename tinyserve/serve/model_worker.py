@@ -1,0 +1,153 @@
+"""The command line of a model worker: `python -m tinyserve.serve.model_worker --model-path FOLDER`.
+
+Understands the flags of LLaVA's worker and of llm-awq's, in both spellings, and starts `ModelWorker` behind HTTP.
+"""
+
+import argparse
+import logging
+import sys
+import uuid
+from pathlib import Path
+from typing import get_args
+
+from tinyserve.config import DtypeName, EngineConfig, Precision
+from tinyserve.serve import http_server
+from tinyserve.serve.address import check_worker_address
+from tinyserve.serve.served_model import default_precision, load_generator, refuse_unsupported
+from tinyserve.serve.worker import ModelWorker
+from tinyserve.serve.worker_app import MAX_BODY_BYTES, STALL_S, create_app
+
+__all__ = ["ModelWorker", "create_app", "main"]
+
+log = logging.getLogger(__name__)
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(prog="tinyserve worker", description="Serves one model to a controller.")
+    add_address_flags(flags)
+    add_model_flags(flags)
+    serving = flags.add_argument_group("serving")
+    serving.add_argument("--limit-model-concurrency", type=int, metavar="N", help="requests in service at once (64)")
+    serving.add_argument("--stream-interval", type=int, default=1, metavar="N", help="tokens between two records (1)")
+    serving.add_argument("--speed", type=float, default=1.0, help="relative to other workers of the model (1)")
+    serving.add_argument("--shutdown-timeout", type=int, default=30, help="seconds that open streams get at the end")
+    serving.add_argument("--max-body-bytes", type=int, default=MAX_BODY_BYTES, help="of one request")
+    serving.add_argument("--stall-seconds", type=float, default=STALL_S, help="without a token until /health says 503")
+    return flags
+
+
+def add_address_flags(flags: argparse.ArgumentParser) -> None:
+    group = flags.add_argument_group("addresses")
+    group.add_argument("--host", default="localhost")
+    group.add_argument("--port", type=int, default=21002)
+    group.add_argument("--worker-address", "--worker", help="how others reach this worker (http://HOST:PORT)")
+    group.add_argument("--controller-address", "--controller", default="http://localhost:21001")
+    group.add_argument("--no-register", action="store_true", help="serve without a controller")
+    group.add_argument("--heartbeat-interval", type=float, default=30.0, metavar="SECONDS")
+    group.add_argument("--worker-token", help="the secret that the controller asks of its workers")
+
+
+def add_model_flags(flags: argparse.ArgumentParser) -> None:
+    group = flags.add_argument_group("model")
+    group.add_argument("--model-path", type=Path, required=True, help="a Hugging Face folder, 16-bit or quantized")
+    group.add_argument("--model-name", "--model-names", help="one name or several with commas (from the path)")
+    group.add_argument("--quant-path", type=Path, help="AWQ checkpoint with the linear layers of --model-path")
+    group.add_argument("--precision", choices=get_args(Precision), help="default: what the checkpoint holds")
+    group.add_argument("--dtype", choices=get_args(DtypeName), default="auto", help="of activations and KV cache")
+    group.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    group.add_argument("--max-context", type=int, metavar="TOKENS", help="default: the model's")
+    group.add_argument("--kv-cache-bytes", type=int, metavar="BYTES", help="default: a share of the free memory")
+    group.add_argument("--max-num-requests", type=int, default=EngineConfig.max_num_requests, help="in one batch (64)")
+    group.add_argument("--model-base", help="not supported yet: merge adapters into the model first")
+    group.add_argument("--load-8bit", action="store_true", help="not supported: quantize with awq.entry")
+    group.add_argument("--load-4bit", action="store_true", help="not supported: quantize with awq.entry")
+    group.add_argument("--model-type", help="accepted for llm-awq's sake; the checkpoint says its type")
+    group.add_argument("--use-flash-attn", action="store_true", help="accepted for LLaVA's sake; always fused")
+    group.add_argument(
+        "--multi-modal", action="store_true", help="accepted for LLaVA's sake; has no effect there either"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Loads and serves until a signal. Raises ValueError or OSError with a message for the user."""
+    check_flags(args)
+    sockets = http_server.bind(args.host, args.port)  # before the model is loaded, which takes long to fail
+    address = args.worker_address or http_server.address_of(args.host, sockets)
+    precision = args.precision or default_precision(args.model_path, args.quant_path)
+    log.info("loading %s in %s", args.model_path, precision)
+    generator = load_generator(
+        EngineConfig(
+            model_path=args.model_path,
+            quant_path=args.quant_path,
+            precision=precision,
+            dtype=args.dtype,
+            device=args.device,
+            max_context=args.max_context,
+            kv_cache_bytes=args.kv_cache_bytes,
+            max_num_requests=args.max_num_requests,
+        )
+    )
+    http_server.listen(sockets)  # before the worker registers: a request may follow at once
+    worker = ModelWorker(
+        args.controller_address,
+        address,
+        uuid.uuid4().hex[:6],
+        args.no_register,
+        args.model_path,
+        model_name=[name for name in (args.model_name or "").split(",") if name] or None,
+        quant_path=args.quant_path,
+        precision=precision,
+        generator=generator,
+        limit_model_concurrency=args.limit_model_concurrency or args.max_num_requests,
+        stream_interval=args.stream_interval,
+        speed=args.speed,
+        heartbeat_interval=args.heartbeat_interval,
+        worker_token=args.worker_token,
+    )
+    log.info("worker %s serves %s at %s", worker.worker_id, ", ".join(worker.model_names), address)
+    http_server.serve(
+        create_app(worker, args.max_body_bytes, args.stall_seconds), sockets, shutdown_s=args.shutdown_timeout
+    )
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises ValueError naming the flag."""
+    refuse_unsupported(args.model_base, args.load_8bit, args.load_4bit)
+    for flag, address in (
+        ("--controller-address", args.controller_address),
+        ("--worker-address", args.worker_address),
+    ):
+        if address is not None:
+            try:
+                check_worker_address(address.rstrip("/"))
+            except ValueError as error:
+                raise ValueError(f"{flag} {error}") from error
+    least = {
+        "--limit-model-concurrency": (args.limit_model_concurrency, 1),
+        "--stream-interval": (args.stream_interval, 1),
+        "--shutdown-timeout": (args.shutdown_timeout, 0),
+        "--max-body-bytes": (args.max_body_bytes, 1),
+        "--speed": (args.speed, 0),
+        "--stall-seconds": (args.stall_seconds, 1),
+        "--heartbeat-interval": (args.heartbeat_interval, 0.05),
+    }
+    for flag, (value, low) in least.items():
+        if value is not None and not value >= low:
+            raise ValueError(f"{flag} must be at least {low}, got {value}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 1, and one line that says why, when the model or the port cannot be had."""
+    args = parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"tinyserve worker: error: {message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""A worker: one loaded model that answers generation requests and tells a controller that it exists.
+
+`ModelWorker` turns the parameters of a request into the records of a stream; worker_app.py puts it behind HTTP, and
+model_worker.py is its command line. It takes any `Generator`, and knows neither batching nor the KV cache.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from tinyserve.config import EngineConfig, Precision
+from tinyserve.engine.generator import Generator, RequestError
+from tinyserve.serve.admission import Admission
+from tinyserve.serve.conversation import conversation
+from tinyserve.serve.generate_params import GenerateParams, parse
+from tinyserve.serve.served_model import default_precision, load_generator, name_of, refuse_unsupported
+from tinyserve.serve.wire import ErrorCode, RecordEncoder, error_record
+from tinyserve.serve.worker_heartbeat import Heartbeat
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CONCURRENCY = 64  # of a generator that was handed in; a worker's own engine says itself how many it runs
+MAX_WAITING = 1024  # requests beyond the concurrency limit; one more is told that the worker is overloaded
+MAX_CHARACTERS_PER_TOKEN = 32  # on average over a prompt; beyond it, not even runs of blanks fit the context
+
+
+class GenerationError(RuntimeError):
+    """The engine gave up a request; the text says why."""
+
+
+class ModelWorker:
+    """Serves one model. The arguments are LLaVA's in its order, llm-awq's and ours; all may be given by name."""
+
+    def __init__(
+        self,
+        controller_addr: str,
+        worker_addr: str,
+        worker_id: str,
+        no_register: bool,
+        model_path: str | Path,
+        model_base: str | None = None,
+        model_name: str | Sequence[str] | None = None,
+        load_8bit: bool = False,
+        load_4bit: bool = False,
+        device: str = "auto",
+        use_flash_attn: bool = False,
+        *,
+        model_type: str | None = None,
+        quant_path: str | Path | None = None,
+        precision: Precision | None = None,
+        generator: Generator | None = None,
+        limit_model_concurrency: int | None = None,
+        stream_interval: int = 1,
+        speed: float = 1,
+        heartbeat_interval: float = 30.0,
+        worker_token: str | None = None,
+    ) -> None:
+        """Loads the model unless a generator is given, then registers, unless told not to, in the background.
+
+        Args:
+            controller_addr, worker_addr: http(s)://host:port of the controller and of this worker as others reach it.
+            worker_id: a short name for logs.
+            no_register: True: no controller is told.
+            model_path: a Hugging Face folder.
+            model_base, load_8bit, load_4bit: not supported yet, refused.
+            model_name: one or several names; None: from the path, see `model_names`.
+            device: auto, cpu or cuda.
+            use_flash_attn, model_type: accepted for compatibility; attention is always fused, and the type is read
+                from the checkpoint.
+            quant_path: AWQ checkpoint with the linear layers of `model_path`.
+            precision: W4A16 or W16A16; None: W4A16 where the checkpoint or quant_path is quantized.
+            generator: produces the text in place of a model loaded here.
+            limit_model_concurrency: requests in service at once; None: as many as the engine runs.
+            stream_interval: tokens between two records.
+            speed: relative to other workers of the model, for the controller's dispatch.
+            heartbeat_interval: seconds.
+            worker_token: the secret that the controller asks of its workers.
+
+        Raises:
+            ValueError, OSError: the model cannot be loaded; the message names what is wrong.
+        """
+        refuse_unsupported(model_base, load_8bit, load_4bit)
+        model_path = Path(model_path)
+        quant_path = Path(quant_path) if quant_path else None
+        precision = precision or default_precision(model_path, quant_path)
+        if generator is None:
+            config = EngineConfig(model_path=model_path, quant_path=quant_path, precision=precision, device=device)
+            generator = load_generator(config)
+            limit_model_concurrency = limit_model_concurrency or config.max_num_requests
+        names = [model_name] if isinstance(model_name, str) else list(model_name or ())
+        self.worker_id = worker_id
+        self.controller_addr = controller_addr.rstrip("/")
+        self.worker_addr = worker_addr.rstrip("/")
+        self.generator = generator
+        self.model_names = names or [name_of(model_path, precision)]
+        self.speed = speed
+        self.stream_interval = stream_interval
+        self.call_count = 0
+        self._heartbeat = Heartbeat(
+            self.controller_addr, self.worker_addr, self.get_status, heartbeat_interval, worker_token
+        )
+        self._registers = not no_register
+        self.admission = Admission(
+            DEFAULT_CONCURRENCY if limit_model_concurrency is None else limit_model_concurrency,
+            MAX_WAITING,
+            self._queue_changed,
+        )
+        if self._registers:
+            self._heartbeat.start()
+
+    @property
+    def context_length(self) -> int:
+        return self.generator.context_length
+
+    def register_to_controller(self) -> None:
+        """Registers now.
+
+        Raises:
+            HeartbeatError: the controller cannot be reached, or refuses.
+        """
+        self._heartbeat.register()
+
+    def send_heart_beat(self) -> None:
+        """Reports the queue length now, and registers again when the controller has forgotten this worker.
+
+        Raises:
+            HeartbeatError: the controller cannot be reached, or refuses.
+        """
+        if not self._heartbeat.send():
+            self._heartbeat.register()
+
+    def get_queue_length(self) -> int:
+        """Requests in service and waiting for it."""
+        return self.admission.queue_length
+
+    def get_status(self) -> dict[str, Any]:
+        return {"model_names": self.model_names, "speed": self.speed, "queue_length": self.get_queue_length()}
+
+    def get_conv_template(self) -> dict[str, Any]:
+        """The model's chat template as a FastChat conversation."""
+        return conversation(self.model_names[0], self.generator.apply_chat_template)
+
+    async def stream(self, params: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
+        """The records of one request. Closing the generator ends the request in the engine.
+
+        Raises:
+            RequestError: the request is wrong; before the first record.
+            GenerationError: the engine gave up.
+        """
+        request = parse(params)
+        prompt = self._prompt(request)
+        encoder = RecordEncoder(prompt if request.echo else "", request.cumulative)
+        text, num_tokens = "", 0  # since the last record
+        async with aclosing(self.generator.generate(prompt, request.sampling)) as chunks:
+            async for chunk in chunks:
+                if chunk.finish_reason in ("error", "abort"):
+                    raise GenerationError(chunk.error or "the request was aborted")
+                text += chunk.text
+                num_tokens += len(chunk.token_ids)
+                if chunk.finish_reason is not None or num_tokens >= self.stream_interval:
+                    yield encoder.encode(
+                        text, chunk.num_prompt_tokens, chunk.num_completion_tokens, chunk.finish_reason
+                    )
+                    text, num_tokens = "", 0
+
+    async def stream_gate(self, params: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
+        """As `stream`, with every failure as a last record that has an error_code."""
+        try:
+            async with aclosing(self.stream(params)) as records:
+                async for record in records:
+                    yield record
+        except Exception as error:
+            yield failure_record(error)
+
+    async def serve(self, params: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
+        """As `stream_gate`, within the concurrency limit."""
+        self.call_count += 1
+        try:
+            async with self.admission.permit(), aclosing(self.stream(params)) as records:
+                async for record in records:
+                    yield record
+        except Exception as error:
+            yield failure_record(error)
+
+    def generate_stream(self, params: Mapping[str, Any]) -> Iterator[bytes]:
+        """As `stream`, for callers without an event loop; abandoning the iterator ends the request."""
+        return _iterate(self.stream(params))
+
+    def generate_stream_gate(self, params: Mapping[str, Any]) -> Iterator[bytes]:
+        """As `stream_gate`, for callers without an event loop."""
+        return _iterate(self.stream_gate(params))
+
+    async def count_tokens(self, prompt: str) -> int:
+        """Raises RequestError when the prompt is far longer than the context."""
+        self._check_length(prompt)
+        return await asyncio.to_thread(self.generator.count_tokens, prompt)
+
+    async def close(self) -> None:
+        """Ends the heartbeats and the generator."""
+        self._heartbeat.stop()
+        await self.generator.close()
+
+    def _prompt(self, request: GenerateParams) -> str:
+        if request.model is not None and request.model not in self.model_names:
+            served = ", ".join(self.model_names)
+            raise RequestError(ErrorCode.INVALID_MODEL, f"model {request.model!r} is not served here; this is {served}")
+        if request.messages is not None:
+            self._check_length("".join(message["content"] for message in request.messages))
+            try:
+                return self.generator.apply_chat_template([dict(message) for message in request.messages])
+            except Exception as error:  # a template is a program that raises what it likes about the conversation
+                raise RequestError(ErrorCode.VALIDATION, f"messages: {error}") from error
+        assert request.prompt is not None
+        self._check_length(request.prompt)
+        return request.prompt
+
+    def _check_length(self, text: str) -> None:
+        """Refuses what cannot fit before it costs the time to tokenize it."""
+        limit = MAX_CHARACTERS_PER_TOKEN * self.context_length
+        if len(text) > limit:
+            raise RequestError(
+                ErrorCode.CONTEXT_OVERFLOW,
+                f"the prompt has {len(text)} characters; {self.context_length} tokens hold at most {limit}",
+            )
+
+    def _queue_changed(self) -> None:
+        if self._registers:
+            self._heartbeat.notify()
+
+
+def failure_record(error: Exception) -> bytes:
+    """The last record of a stream that failed."""
+    if isinstance(error, RequestError):
+        return error_record(error.code, str(error))
+    if isinstance(error, MemoryError):
+        return error_record(ErrorCode.OUT_OF_MEMORY, "the worker ran out of memory")
+    if isinstance(error, GenerationError):
+        return error_record(ErrorCode.INTERNAL, f"generation failed: {error}")
+    log.error("a request failed", exc_info=error)
+    return error_record(ErrorCode.INTERNAL, f"generation failed: {type(error).__name__}: {error}")
+
+
+def _iterate(records: AsyncGenerator[bytes, None]) -> Iterator[bytes]:
+    """Runs an async generator in an event loop of its own, in the thread that iterates."""
+    loop = asyncio.new_event_loop()
+    try:
+        while True:
+            try:
+                yield loop.run_until_complete(anext(records))
+            except StopAsyncIteration:
+                return
+    finally:
+        loop.run_until_complete(records.aclose())
+        loop.close()
