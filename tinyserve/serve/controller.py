@@ -18,7 +18,7 @@ from typing import Any
 from tinyserve.serve.controller_app import create_app
 from tinyserve.serve.dispatch import METHODS, find_method
 from tinyserve.serve.heartbeat import HeartBeatSettings
-from tinyserve.serve.listen import ListenError, serve
+from tinyserve.serve.http_server import PortError, address_of, bind, serve
 from tinyserve.serve.messages import Registration, WorkerStatus
 from tinyserve.serve.probe import ProbeError, ask_statuses
 from tinyserve.serve.proxy import ProxyTimeouts
@@ -201,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         parser.add_argument(flag, type=_seconds, default=value, help=f"{what} (default: %(default)g)")
     parser.add_argument("--max-body-bytes", type=_positive, default=default.max_body_bytes, help="default: %(default)s")
-    parser.add_argument("--grace-period", type=_seconds, default=10.0, help="seconds for streams to end at SIGTERM")
+    parser.add_argument("--grace-period", type=_positive, default=10, help="seconds for streams to end at SIGTERM")
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
     return parser
 
@@ -231,12 +231,13 @@ def main(argv: list[str] | None = None) -> int:
         max_body_bytes=args.max_body_bytes,
         worker_token=args.worker_token or None,
     )
-    logger.info("controller on http://%s:%d, dispatch by %s", args.host, args.port, args.dispatch_method)
     try:
-        serve(create_app(Controller(args.dispatch_method, settings)), args.host, args.port, args.grace_period)
-    except ListenError as error:
+        sockets = bind(args.host, args.port)
+    except PortError as error:
         print(f"tinyserve controller: {error}", file=sys.stderr)
         return 1
+    logger.info("controller on %s, dispatch by %s", address_of(args.host, sockets), args.dispatch_method)
+    serve(create_app(Controller(args.dispatch_method, settings)), sockets, args.grace_period)
     return 0
 
 

@@ -109,6 +109,13 @@ class _ProxyResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
+        try:
+            await self._unless_client_leaves(receive)
+        except asyncio.CancelledError:  # the server ends before the stream did
+            await self._end(ErrorCode.WORKER_LOST, "the controller is shutting down")
+            raise
+
+    async def _unless_client_leaves(self, receive: Receive) -> None:
         relay = asyncio.ensure_future(self._relay())
         departure = asyncio.ensure_future(_client_leaves(receive))
         try:
