@@ -124,7 +124,9 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byte
         if shard and held + size > shard_bytes:
             flush()
             held = 0
-        shard[name] = own_memory(tensor)
+        own = own_memory(tensor)
+        shared = any(other.data_ptr() == own.data_ptr() for other in shard.values())
+        shard[name] = own.clone() if shared else own
         held += size
         total += size
     flush()
