@@ -126,7 +126,6 @@ def _add_control_routes(app: FastAPI, controller: "Controller") -> None:
 
 
 def _add_stream_route(app: FastAPI, controller: "Controller") -> None:
-    @app.post("/worker_generate_stream")
     async def worker_generate_stream(request: Request) -> Response:
         body = await read_body(request, controller.settings.max_body_bytes)
         model = parse_model(parse_member(body, "model"))
@@ -134,6 +133,9 @@ def _add_stream_route(app: FastAPI, controller: "Controller") -> None:
         if not hops.isdecimal() or int(hops) >= MAX_HOPS:
             raise FieldError(HOPS_HEADER, f"must be below {MAX_HOPS}, got {hops[:20]!r}: do controllers form a ring?")
         return app.state.services.proxy.respond(ProxyRequest(model, body, int(hops)))
+
+    # Starlette's route: FastAPI's costs another 0.2 ms per request, which counts when hundreds arrive at once.
+    app.add_route("/worker_generate_stream", worker_generate_stream, methods=["POST"])
 
 
 def _add_error_handlers(app: FastAPI) -> None:
