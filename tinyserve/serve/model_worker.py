@@ -5,6 +5,7 @@ Understands the flags of LLaVA's worker and of llm-awq's, in both spellings, and
 
 import argparse
 import logging
+import os
 import sys
 import uuid
 from pathlib import Path
@@ -23,7 +24,9 @@ log = logging.getLogger(__name__)
 
 
 def parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(prog="tinyserve worker", description="Serves one model to a controller.")
+    flags = argparse.ArgumentParser(
+        prog="tinyserve worker", description="Serves one model to a controller.", allow_abbrev=False
+    )
     add_address_flags(flags)
     add_model_flags(flags)
     serving = flags.add_argument_group("serving")
@@ -44,12 +47,18 @@ def add_address_flags(flags: argparse.ArgumentParser) -> None:
     group.add_argument("--controller-address", "--controller", default="http://localhost:21001")
     group.add_argument("--no-register", action="store_true", help="serve without a controller")
     group.add_argument("--heartbeat-interval", type=float, default=30.0, metavar="SECONDS")
-    group.add_argument("--worker-token", help="the secret that the controller asks of its workers")
+    group.add_argument(
+        "--worker-token",
+        default=os.environ.get("TINYSERVE_WORKER_TOKEN"),
+        help="the secret that the controller asks of its workers (TINYSERVE_WORKER_TOKEN)",
+    )
 
 
-def add_model_flags(flags: argparse.ArgumentParser) -> None:
+def add_model_flags(flags: argparse.ArgumentParser, model_path: bool = True) -> None:
+    """All that says which model is loaded and how; `model_path` False leaves out the path itself."""
     group = flags.add_argument_group("model")
-    group.add_argument("--model-path", type=Path, required=True, help="a Hugging Face folder, 16-bit or quantized")
+    if model_path:
+        group.add_argument("--model-path", type=Path, required=True, help="a Hugging Face folder, 16-bit or quantized")
     group.add_argument("--model-name", "--model-names", help="one name or several with commas (from the path)")
     group.add_argument("--quant-path", type=Path, help="AWQ checkpoint with the linear layers of --model-path")
     group.add_argument("--precision", choices=get_args(Precision), help="default: what the checkpoint holds")
