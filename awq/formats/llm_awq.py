@@ -175,19 +175,25 @@ def read_llm_awq(path: Path) -> tuple[PtFile, Layout, QuantConfig]:
     if not codes:
         raise CheckpointError(f"{path}: no tensor ends in .qweight, so nothing in it is quantized")
     layout = V2 if source.info(codes[0]).dtype == torch.int16 else V1
-    widest = max(codes, key=lambda name: layout.size((*source.info(name).shape, 0, 0)[:2])[1])
-    module = widest.removesuffix(".qweight")
-    if f"{module}.scales" not in source.names():
-        raise CheckpointError(f"{path}: {widest} is there, but {module}.scales is missing")
-    scales = source.tensor(f"{module}.scales")
-    if scales.ndim != 2:
-        raise CheckpointError(f"{path}: {module}.scales must be a matrix, got shape {list(scales.shape)}")
-    used = (scales if layout is V2 else scales.t()).ne(0).any(dim=1).nonzero()
-    k = layout.size((*source.info(widest).shape, 0, 0)[:2])[1]
+    in_features = {name.removesuffix(".qweight"): layout.size(_matrix_shape(source, name))[1] for name in codes}
+    module = max(in_features, key=lambda name: in_features[name])
+    k, name = in_features[module], f"{module}.scales"
+    if name not in source.names():
+        raise CheckpointError(f"{path}: {module}.qweight is there, but {name} is missing")
+    _matrix_shape(source, name)
+    scales = source.tensor(name) if layout is V2 else source.tensor(name).t()
+    used = scales.ne(0).any(dim=1).nonzero()
     groups = int(used.max()) + 1 if used.numel() else 0
     if groups == 0 or k % groups:
-        raise CheckpointError(f"{path}: {module}.scales has {groups} groups, which do not divide {k} in features")
+        raise CheckpointError(f"{path}: {name} has {groups} groups, which do not divide {k} in features")
     return source, layout, QuantConfig(4, -1 if groups == 1 else k // groups)
+
+
+def _matrix_shape(source: PtFile, name: str) -> tuple[int, int]:
+    shape = source.info(name).shape
+    if len(shape) != 2:
+        raise CheckpointError(f"{source}: {name} must be a matrix, got shape {list(shape)}")
+    return shape[0], shape[1]
 
 
 def write_llm_awq_v2(
