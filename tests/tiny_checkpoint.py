@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -42,6 +43,29 @@ def assert_same(actual: QuantizedTensor, expected: QuantizedTensor) -> None:
     assert torch.equal(actual.zeros, expected.zeros)
     assert torch.equal(actual.scales, expected.scales)
     assert actual.scales.dtype == expected.scales.dtype
+
+
+def encode_v1(weight: QuantizedTensor) -> dict[str, Tensor]:
+    """The GEMV layout, nibble by nibble: 8c + i at nibble i, zeros and scales padded to whole, even words."""
+    n, k = weight.n, weight.k
+    groups = k // weight.group
+    width = {32: 4, 64: 2}.get(weight.group, 1)
+    while 8 * width < groups:
+        width += {32: 4, 64: 2}.get(weight.group, 1)
+
+    def words(row: list[int], count: int) -> list[int]:
+        row = row + [0] * (8 * count - len(row))
+        return [sum(row[8 * c + i] << (4 * i) for i in range(8)) for c in range(count)]
+
+    qweight = np.array([words(row, k // 8) for row in weight.codes.tolist()], dtype=np.uint32)
+    qzeros = np.array([words(row, width) for row in weight.zeros.tolist()], dtype=np.uint32)
+    scales = torch.zeros(n, 8 * width, dtype=weight.scales.dtype)
+    scales[:, :groups] = weight.scales
+    return {
+        "qweight": torch.from_numpy(qweight.view(np.int32)),
+        "qzeros": torch.from_numpy(qzeros.view(np.int32)),
+        "scales": scales,
+    }
 
 
 def make_tiny_model(

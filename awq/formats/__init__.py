@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from awq.formats import auto_awq
+from awq.formats import auto_awq, compressed_tensors, gptq
 from awq.formats.auto_awq import write_awq_folder
 from awq.formats.checkpoint import Checkpoint, CheckpointError, Layout, dequantized_state
+from awq.formats.compressed_tensors import write_compressed_tensors_folder
 from awq.formats.llm_awq import read_llm_awq, write_llm_awq_v2
 from awq.formats.output import check_output
 from awq.formats.safetensors_folder import SafetensorsFolder, read_json
@@ -22,6 +23,7 @@ __all__ = [
     "dequantized_state",
     "open_checkpoint",
     "write_awq_folder",
+    "write_compressed_tensors_folder",
     "write_llm_awq_v2",
 ]
 
@@ -30,6 +32,8 @@ QuantizationReader = Callable[[Mapping[str, Any], str], tuple[Layout, QuantConfi
 # quant_method in config.json -> what reads the rest of the quantization_config
 QUANT_METHODS: dict[str, QuantizationReader] = {
     "awq": auto_awq.read_quantization_config,
+    "compressed-tensors": compressed_tensors.read_quantization_config,
+    "gptq": gptq.read_quantization_config,
 }
 
 # Two checkpoints that differ in one of these are not the same model.

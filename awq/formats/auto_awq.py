@@ -7,20 +7,17 @@ Per quantized module, for N out features, K in features and groups of G:
 The versions gemv and gemv_fast, which are only read, are llm-awq's two layouts. Knows no model.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from awq.formats.checkpoint import FLOATS, INT32, CheckpointError, Dtypes, Layout
-from awq.formats.contents import KERNEL_K, check_config, plain_tensors, quantized_tensors, storage_dtype, tied_names
 from awq.formats.llm_awq import layout_v1, layout_v2
+from awq.formats.model_folder import write_model_folder
 from awq.formats.nibbles import PER_WORD, pack_rows, unpack_rows
-from awq.formats.output import SHARD_BYTES, check_output, copy_companions, new_folder, write_config, write_shards
-from awq.formats.safetensors_folder import INDEX_FILE, WEIGHTS_FILE, SafetensorsFolder, read_json
+from awq.formats.output import SHARD_BYTES
 from awq.quantize import QuantConfig, QuantizedTensor
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -124,41 +121,23 @@ def write_awq_folder(
     Raises:
         UserError: the output exists, a layer cannot be stored (names it and says why), or nothing is quantized.
     """
-    check_config(config)
-    check_output(output, overwrite)
-    model_config = read_json(source / "config.json")
-    dtype = storage_dtype(quantized)
-    tied = tied_names(state, _stored_names(source, state), model_config)
-    with new_folder(output, overwrite) as folder:
-        plain = plain_tensors(state, quantized, dtype, tied)
-        write_shards(folder, chain(plain, _encoded(quantized, config, dtype)), shard_bytes)
-        quantization_config = {
-            "quant_method": "awq",
-            "version": "gemm",
-            "bits": 4,
-            "group_size": config.group_size,
-            "zero_point": True,
-            "modules_to_not_convert": list(modules_to_not_convert) if modules_to_not_convert else None,
-        }
-        name = str(dtype).removeprefix("torch.")
-        write_config(folder, with_dtype(model_config, name) | {"quantization_config": quantization_config})
-        copy_companions(source, folder)
-
-
-def _stored_names(source: Path, state: Mapping[str, Tensor]) -> frozenset[str]:
-    """The source's tensor names; where its weights are not in safetensors, as if it stored the whole state."""
-    has_safetensors = (source / WEIGHTS_FILE).is_file() or (source / INDEX_FILE).is_file()
-    return frozenset(SafetensorsFolder(source).names() if has_safetensors else state)
-
-
-def _encoded(
-    quantized: Mapping[str, QuantizedTensor], config: QuantConfig, dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    for module, weight in quantized_tensors(quantized, config, dtype, multiple_n=PER_WORD, multiple_k=KERNEL_K):
-        for suffix, tensor in encode_gemm(weight).items():
-            yield f"{module}.{suffix}", tensor
-
-
-def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """The config with the dtype of its weights under both names: `torch_dtype`, and `dtype` of transformers 5."""
-    return {**config, "torch_dtype": dtype, "dtype": dtype}
+    quantization_config = {
+        "quant_method": "awq",
+        "version": "gemm",
+        "bits": 4,
+        "group_size": config.group_size,
+        "zero_point": True,
+        "modules_to_not_convert": list(modules_to_not_convert) if modules_to_not_convert else None,
+    }
+    write_model_folder(
+        output,
+        source,
+        state,
+        quantized,
+        config,
+        encode=encode_gemm,
+        multiple_n=PER_WORD,
+        quantization_config=quantization_config,
+        shard_bytes=shard_bytes,
+        overwrite=overwrite,
+    )

@@ -13,9 +13,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
-from tiny_checkpoint import MODULES, TinyModel, assert_same, random_quantized
+from safetensors.torch import save_file
+from tiny_checkpoint import MODULES, TinyModel, assert_same, encode_v1, random_quantized
 
-from awq.formats import auto_awq, open_checkpoint, write_awq_folder
+from awq.formats import auto_awq, llm_awq, open_checkpoint, write_awq_folder
 from awq.formats.checkpoint import CheckpointError, dequantized_state
 from awq.quantize import QuantConfig, dequantize
 
@@ -260,3 +261,22 @@ def test_autoawq_field_names_and_nested_config(make_model: MakeModel, tmp_path: 
     quantization = {"quant_method": "awq", "w_bit": 4, "q_group_size": 64, "zero_point": True, "version": "GEMM"}
     path.write_text(json.dumps(config | {"text_config": {"quantization_config": quantization}}))
     assert open_checkpoint(tmp_path / "out").quant == QuantConfig(4, 64)
+
+
+@pytest.mark.parametrize("version", ["gemv", "gemv_fast"])
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_gemv_versions_are_read(make_model: MakeModel, version: str, group_size: int) -> None:
+    model = make_model(QuantConfig(4, group_size))
+    tensors = dict(model.state)
+    for name, weight in model.quantized.items():
+        stored = encode_v1(weight) if version == "gemv" else llm_awq.encode_v2(weight)
+        # gemv_fast has llm-awq's v2 layout and calls the scaled zeros qzeros.
+        tensors |= {f"{name}.{suffix.replace('scaled_zeros', 'qzeros')}": tensor for suffix, tensor in stored.items()}
+    save_file(tensors, model.folder / "model.safetensors")
+    path = model.folder / "config.json"
+    quantization = {"quant_method": "awq", "bits": 4, "group_size": group_size, "version": version}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": quantization}))
+    checkpoint = open_checkpoint(model.folder)
+    assert checkpoint.quant == model.config
+    for name, weight in model.quantized.items():
+        assert_same(checkpoint.quantized(name), weight)

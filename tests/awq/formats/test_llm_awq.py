@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_checkpoint import TinyModel, assert_same, random_quantized
+from tiny_checkpoint import TinyModel, assert_same, encode_v1, random_quantized
 from torch import Tensor
 
 from awq.formats import llm_awq, open_checkpoint, write_llm_awq_v2
 from awq.formats.checkpoint import CheckpointError
-from awq.quantize import QuantConfig, QuantizedTensor
+from awq.quantize import QuantConfig
 
 MakeModel = Callable[..., TinyModel]
 
@@ -93,29 +93,6 @@ def test_v2_file_read_back(make_model: MakeModel, tmp_path: Path, group_size: in
     assert sorted(checkpoint.names()) == sorted(model.state)
     for name, tensor in model.state.items():
         assert torch.equal(checkpoint.tensor(name), tensor)
-
-
-def encode_v1(weight: QuantizedTensor) -> dict[str, Tensor]:
-    """The GEMV layout, nibble by nibble: 8c + i at nibble i, zeros and scales padded to whole, even words."""
-    n, k = weight.n, weight.k
-    groups = k // weight.group
-    width = {32: 4, 64: 2}.get(weight.group, 1)
-    while 8 * width < groups:
-        width += {32: 4, 64: 2}.get(weight.group, 1)
-
-    def words(row: list[int], count: int) -> list[int]:
-        row = row + [0] * (8 * count - len(row))
-        return [sum(row[8 * c + i] << (4 * i) for i in range(8)) for c in range(count)]
-
-    qweight = np.array([words(row, k // 8) for row in weight.codes.tolist()], dtype=np.uint32)
-    qzeros = np.array([words(row, width) for row in weight.zeros.tolist()], dtype=np.uint32)
-    scales = torch.zeros(n, 8 * width, dtype=weight.scales.dtype)
-    scales[:, :groups] = weight.scales
-    return {
-        "qweight": torch.from_numpy(qweight.view(np.int32)),
-        "qzeros": torch.from_numpy(qzeros.view(np.int32)),
-        "scales": scales,
-    }
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 128])

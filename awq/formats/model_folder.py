@@ -1,0 +1,75 @@
+"""Writes a quantized Hugging Face folder: the same for every format that is one, whatever its tensors look like."""
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from awq.formats.contents import KERNEL_K, check_config, plain_tensors, quantized_tensors, storage_dtype, tied_names
+from awq.formats.output import SHARD_BYTES, check_output, copy_companions, new_folder, write_config, write_shards
+from awq.formats.safetensors_folder import INDEX_FILE, WEIGHTS_FILE, SafetensorsFolder, read_json
+from awq.quantize import QuantConfig, QuantizedTensor
+
+Encoder = Callable[[QuantizedTensor], Mapping[str, Tensor]]
+
+
+def write_model_folder(
+    output: Path,
+    source: Path,
+    state: Mapping[str, Tensor],
+    quantized: Mapping[str, QuantizedTensor],
+    config: QuantConfig,
+    *,
+    encode: Encoder,
+    multiple_n: int,
+    quantization_config: Mapping[str, Any],
+    shard_bytes: int = SHARD_BYTES,
+    overwrite: bool = False,
+) -> None:
+    """Writes config.json, weights, and copies of tokenizer, processor, templates and generation defaults.
+
+    Args:
+        output: the folder to make. An existing one is refused unless it is empty.
+        source: the 16-bit folder the model came from.
+        state: every tensor that is not quantized; cast to the dtype of the scales.
+        quantized: module name -> its weight.
+        config: how all of them were rounded.
+        encode: the stored tensors of a module by suffix.
+        multiple_n: what the format needs the out features to be a multiple of.
+        quantization_config: what config.json says about the format.
+        shard_bytes: size above which the weights are split into several files.
+        overwrite: replace an existing output, once the new one is complete.
+
+    Raises:
+        UserError: the output exists, a layer cannot be stored (names it and says why), or nothing is quantized.
+    """
+    check_config(config)
+    check_output(output, overwrite)
+    model_config = read_json(source / "config.json")
+    dtype = storage_dtype(quantized)
+    tied = tied_names(state, _stored_names(source, state), model_config)
+
+    def encoded() -> Iterator[tuple[str, Tensor]]:
+        for module, weight in quantized_tensors(quantized, config, dtype, multiple_n, multiple_k=KERNEL_K):
+            for suffix, tensor in encode(weight).items():
+                yield f"{module}.{suffix}", tensor
+
+    with new_folder(output, overwrite) as folder:
+        write_shards(folder, chain(plain_tensors(state, quantized, dtype, tied), encoded()), shard_bytes)
+        write_config(folder, _with_dtype(model_config, dtype) | {"quantization_config": dict(quantization_config)})
+        copy_companions(source, folder)
+
+
+def _stored_names(source: Path, state: Mapping[str, Tensor]) -> frozenset[str]:
+    """The source's tensor names; where its weights are not in safetensors, as if it stored the whole state."""
+    has_safetensors = (source / WEIGHTS_FILE).is_file() or (source / INDEX_FILE).is_file()
+    return frozenset(SafetensorsFolder(source).names() if has_safetensors else state)
+
+
+def _with_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The config with the dtype of its weights under both names: `torch_dtype`, and `dtype` of transformers 5."""
+    name = str(dtype).removeprefix("torch.")
+    return {**config, "torch_dtype": name, "dtype": name}
