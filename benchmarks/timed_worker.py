@@ -21,6 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--limit-model-concurrency", type=int, default=4096)
     parser.add_argument("--heartbeat-interval", type=float, default=30.0)
     parser.add_argument("--no-register", action="store_true")
+    parser.add_argument("--shutdown-timeout", type=int, default=5)
     parser.add_argument("--worker-token")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO)
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         heartbeat_interval=args.heartbeat_interval,
         worker_token=args.worker_token,
     )
-    http_server.serve(create_app(worker), sockets, shutdown_s=5)
+    http_server.serve(create_app(worker), sockets, shutdown_s=args.shutdown_timeout)
     return 0
 
 

@@ -12,10 +12,10 @@ from tinyserve.engine.generator import Generator
 
 def load_generator(config: EngineConfig) -> Generator:
     """The engine for a checkpoint. Raises ValueError or OSError when it cannot be loaded."""
-    from tinyserve.engine.async_engine import AsyncEngine  # loads torch, which a worker with its own generator spares
-
     if not config.model_path.is_dir():
         raise FileNotFoundError(f"--model-path: there is no folder {config.model_path}")
+    from tinyserve.engine.async_engine import AsyncEngine  # loads torch, which a worker with its own generator spares
+
     return AsyncEngine.create(config)
 
 
