@@ -50,6 +50,8 @@ def write_dump(path: Path, model: ModelFolder, config: QuantConfig, results: Sea
     """
     quantized = QuantizedModel(model, config, results)
     output = dump_path(path)
-    write = formats.write_llm_awq_v2 if output.suffix == ".pt" else formats.write_awq_folder
-    write(output, model.path, quantized.state, quantized.quantized, config)
+    if output.suffix == ".pt":
+        formats.write_llm_awq_v2(output, quantized.state, quantized.quantized, config)
+    else:
+        formats.write_awq_folder(output, model.path, quantized.state, quantized.quantized, config)
     return output
