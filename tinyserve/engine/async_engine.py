@@ -89,6 +89,7 @@ class AsyncEngine:
         self._commands: queue.SimpleQueue[_Add | _Abort | _Close] = queue.SimpleQueue()
         self._added: dict[int, _Add] = {}  # requests that have not ended; the thread's own
         self._is_closed = False
+        self._failure: str | None = None  # why the thread has died
         self._lock = threading.Lock()  # of _is_closed and the command that depends on it
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -109,6 +110,8 @@ class AsyncEngine:
         return self._engine.tokenizer.apply_chat_template(messages)
 
     def stats(self) -> EngineStats:
+        if self._failure is not None:
+            raise RuntimeError(self._failure)
         return self._engine.stats()
 
     async def generate(self, prompt: str, params: SamplingParams) -> AsyncGenerator[Chunk, None]:
@@ -155,7 +158,8 @@ class AsyncEngine:
                 self._deliver(self._engine.step())
         except BaseException as error:
             _log.critical("the engine thread has died", exc_info=True)
-            self._end_all("error", f"the engine has failed: {type(error).__name__}: {error}")
+            self._failure = f"the engine has failed: {type(error).__name__}: {error}"
+            self._end_all("error", self._failure)
             raise
         self._end_all("abort", None)
 

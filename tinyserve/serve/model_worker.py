@@ -23,6 +23,10 @@ __all__ = ["ModelWorker", "create_app", "main"]
 log = logging.getLogger(__name__)
 
 
+class WorkerFailure(RuntimeError):
+    """The engine died while serving."""
+
+
 def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         prog="tinyserve worker", description="Serves one model to a controller.", allow_abbrev=False
@@ -78,7 +82,7 @@ def add_model_flags(flags: argparse.ArgumentParser, model_path: bool = True) -> 
 
 
 def run(args: argparse.Namespace) -> None:
-    """Loads and serves until a signal. Raises ValueError or OSError with a message for the user."""
+    """Loads and serves until a signal. Raises ValueError, OSError or WorkerFailure with a message for the user."""
     check_flags(args)
     sockets = http_server.bind(args.host, args.port)  # before the model is loaded, which takes long to fail
     address = args.worker_address or http_server.address_of(args.host, sockets)
@@ -117,6 +121,8 @@ def run(args: argparse.Namespace) -> None:
     http_server.serve(
         create_app(worker, args.max_body_bytes, args.stall_seconds), sockets, shutdown_s=args.shutdown_timeout
     )
+    if worker.failure is not None:
+        raise WorkerFailure(worker.failure)
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -151,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, WorkerFailure) as error:
         message = " ".join(str(error).split())
         print(f"tinyserve worker: error: {message}", file=sys.stderr)
         return 1

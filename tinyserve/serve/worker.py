@@ -99,6 +99,7 @@ class ModelWorker:
         self.speed = speed
         self.stream_interval = stream_interval
         self.call_count = 0
+        self.failure: str | None = None  # why the generator can produce nothing any more
         self._heartbeat = Heartbeat(
             self.controller_addr, self.worker_addr, self.get_status, heartbeat_interval, worker_token
         )

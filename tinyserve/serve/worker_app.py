@@ -6,6 +6,7 @@ protocol has it. What a request means is decided in worker.py.
 """
 
 import asyncio
+import signal
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -76,7 +77,10 @@ def create_app(worker: ModelWorker, max_body_bytes: int = MAX_BODY_BYTES, stall_
 
     @app.get("/health")
     async def health() -> Response:
-        stats = worker.generator.stats()
+        try:
+            stats = worker.generator.stats()
+        except RuntimeError as error:
+            return JSONResponse({"status": str(error), **worker.get_status()}, status_code=503)
         stalled = watch.observe(stats, time.monotonic())
         report = {
             "status": "ok" if stalled is None else f"no progress for {stalled:.0f} s",
@@ -95,9 +99,14 @@ def create_app(worker: ModelWorker, max_body_bytes: int = MAX_BODY_BYTES, stall_
 
 def _lifespan(worker: ModelWorker, watch: ProgressWatch) -> Callable[[FastAPI], Any]:
     async def look() -> None:
-        while True:
-            watch.observe(worker.generator.stats(), time.monotonic())
-            await asyncio.sleep(WATCH_EVERY_S)
+        try:
+            while True:
+                watch.observe(worker.generator.stats(), time.monotonic())
+                await asyncio.sleep(WATCH_EVERY_S)
+        except RuntimeError as error:
+            # A worker that can only fail must not stay: the controller looks elsewhere, a supervisor starts a new one.
+            worker.failure = str(error)
+            signal.raise_signal(signal.SIGTERM)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
