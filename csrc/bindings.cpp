@@ -37,7 +37,15 @@ STABLE_TORCH_LIBRARY(tinyserve, m) {
   m.def("cpu_isa(str name=\"\") -> str");  // the instruction set in use; a name selects another
 }
 
-STABLE_TORCH_LIBRARY_IMPL(tinyserve, CPU, m) { m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm)); }
+STABLE_TORCH_LIBRARY_IMPL(tinyserve, CPU, m) {
+  m.impl("w4a16_pack", TORCH_BOX(&tinyserve::w4a16_pack));
+  m.impl("w4a16_gemv", TORCH_BOX(&tinyserve::w4a16_gemv));
+  m.impl("w4a16_gemm", TORCH_BOX(&tinyserve::w4a16_gemm));
+  m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm));
+  m.impl("silu_mul", TORCH_BOX(&tinyserve::silu_mul));
+  m.impl("rope_kv_write", TORCH_BOX(&tinyserve::rope_kv_write));
+  m.impl("paged_attention", TORCH_BOX(&tinyserve::paged_attention));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(tinyserve, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&tinyserve::cpu_isa));

@@ -39,31 +39,25 @@ struct W4A16PackArgs {
 
 // y[m, n] = bias[n] + sum over k of x[m, k] * (code[n, k] - zero[n, k/G]) * scale[n, k/G]
 struct W4A16Args {
-  const float* x;           // [M, K] already fp32: the caller converts once, all tiles read it
+  const void* x;            // [M, K] dtype
+  float* scratch;           // [M, K], where x becomes fp32; null if it is
   const uint32_t* qweight;  // packed, see above
   const uint8_t* qparams;
   const void* bias;  // [N] dtype, or null
   void* y;           // [M, N] dtype
   int64_t m, n, k, group_size;
   bool half_scales;  // fp16 scales in qparams, else fp32
-  Dtype dtype;       // of y and bias
+  Dtype dtype;
 };
 
 // y[m, n] = bias[n] + sum over k of x[m, k] * weight[n, k]
 struct LinearArgs {
-  const float* x;      // [M, K] already fp32
+  const void* x;       // [M, K] dtype
+  float* scratch;      // [M, K], where x becomes fp32; null if it is
   const void* weight;  // [N, K] dtype
   const void* bias;    // [N] dtype, or null
   void* y;             // [M, N] dtype
   int64_t m, n, k;
-  Dtype dtype;
-};
-
-// to fp32, for kernels that read the same activations many times
-struct ConvertArgs {
-  const void* x;  // [size] dtype
-  float* y;       // [size]
-  int64_t size;
   Dtype dtype;
 };
 
@@ -118,7 +112,14 @@ struct PagedAttentionArgs {
 
 // The ops that each backend has: X(op, args struct). A line here, ops/<op>.cpp, cpu/<op>.cpp (cuda/<op>.cu), a line in
 // bindings.cpp.
-#define TINYSERVE_CPU_KERNELS(X) X(rms_norm, RmsNormArgs)
+#define TINYSERVE_CPU_KERNELS(X)    \
+  X(w4a16_pack, W4A16PackArgs)      \
+  X(w4a16_gemv, W4A16Args)          \
+  X(w4a16_gemm, W4A16Args)          \
+  X(rms_norm, RmsNormArgs)          \
+  X(silu_mul, SiluMulArgs)          \
+  X(rope_kv_write, RopeKvWriteArgs) \
+  X(paged_attention, PagedAttentionArgs)
 #define TINYSERVE_CUDA_KERNELS(X) X(rms_norm, RmsNormArgs)
 
 // Both backends answer to the same calls; the CPU ignores the stream.

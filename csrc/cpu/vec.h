@@ -15,6 +15,13 @@
 namespace tinyserve::cpu::TINYSERVE_ISA {
 
 constexpr int kWidth = TINYSERVE_WIDTH;
+#if defined(__AVX512F__)
+constexpr int kRegisters = 32;  // vectors of kWidth floats that the processor holds
+#elif defined(__AVX2__)
+constexpr int kRegisters = 16;
+#else
+constexpr int kRegisters = 4;
+#endif
 
 using Vec = float __attribute__((vector_size(kWidth * 4)));
 using IntVec = int32_t __attribute__((vector_size(kWidth * 4)));
@@ -116,7 +123,7 @@ void store_first(T* to, Vec value, int64_t count) {
   memcpy(to, padded, count * sizeof(T));
 }
 
-// Calls step(i, count) for consecutive parts of [0, size): count is kWidth for all but the last.
+// As much of a vector as is left: all of it where count >= kWidth, else the first `count` elements.
 template <typename T>
 Vec load_part(const T* from, int64_t count) {
   return count >= kWidth ? load(from) : load_first(from, count);
