@@ -1,7 +1,8 @@
 // panels.h — a small matrix product in registers: rows of plain floats by a matrix cut into panels of kPanel columns.
 //
-// A panel holds its columns side by side, step after step: panel[i * kPanel + column]. Each output element is summed over
-// i = 0, 1, 2, ... whatever the number of rows and panels in a call, so a row's result never depends on its neighbours.
+// A panel holds its columns side by side, step after step: panel[i * kPanel + column]. Each output element is summed
+// over i = 0, 1, 2, ... whatever the number of rows and panels in a call, so a row's result never depends on its
+// neighbours.
 #pragma once
 
 #include "vec.h"
@@ -13,9 +14,9 @@ constexpr int kPanel = kPanelVecs * kWidth;  // columns
 constexpr int kPanelRows = 6;                // rows at once: with 2 vectors each, the sums that 16 registers can hold
 
 struct PanelProduct {
-  const float* rows;     // [n, depth], row_stride apart
-  const float* panels;   // [num_panels, depth, kPanel], panel_stride apart
-  float* out;            // [n, num_panels * kPanel], out_stride apart
+  const float* rows;    // [n, depth], row_stride apart
+  const float* panels;  // [num_panels, depth, kPanel], panel_stride apart
+  float* out;           // [n, num_panels * kPanel], out_stride apart
   int64_t row_stride, panel_stride, out_stride;
   int64_t depth, num_panels;
 };
@@ -49,12 +50,18 @@ void multiply_rows(const PanelProduct& p) {
 // rows x panels for 1 to kPanelRows rows
 inline void multiply(const PanelProduct& product, int64_t num_rows) {
   switch (num_rows) {
-    case 1: return multiply_rows<1>(product);
-    case 2: return multiply_rows<2>(product);
-    case 3: return multiply_rows<3>(product);
-    case 4: return multiply_rows<4>(product);
-    case 5: return multiply_rows<5>(product);
-    default: return multiply_rows<kPanelRows>(product);
+    case 1:
+      return multiply_rows<1>(product);
+    case 2:
+      return multiply_rows<2>(product);
+    case 3:
+      return multiply_rows<3>(product);
+    case 4:
+      return multiply_rows<4>(product);
+    case 5:
+      return multiply_rows<5>(product);
+    default:
+      return multiply_rows<kPanelRows>(product);
   }
 }
 

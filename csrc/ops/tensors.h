@@ -94,4 +94,10 @@ inline void check_dim(const Tensor& t, const char* name, int64_t dim, const char
   STD_TORCH_CHECK(t.dim() == dim, name, " must be ", meaning, ", got ", shape(t.sizes()));
 }
 
+// That every value of an index tensor is in low..end - 1. For values in this machine's memory.
+inline void check_range(const char* name, const int32_t* values, int64_t count, int64_t low, int64_t end) {
+  for (int64_t i = 0; i < count; ++i)
+    STD_TORCH_CHECK(low <= values[i] && values[i] < end, name, " must be in ", low, "..", end - 1, ", got ", values[i]);
+}
+
 }  // namespace tinyserve

@@ -1,0 +1,317 @@
+// paged_attention.cpp — causal attention over the paged cache, for prefill and decode alike.
+//
+// Keys are taken in tiles of kTile, tile boundaries being those of the request's own positions. A tile gives each query
+// row a partial result (maximum, sum, weighted values), and partial results are merged from the first tile to the last.
+// Neither the rows computed together nor the thread that does so change a row's sums, so a token's output depends on
+// nothing but its own request: not on its neighbours, on chunks of prefill or on the number of threads.
+//
+// A row is one query of one head. All heads that share a key head are rows of one task, so keys and values are read and
+// turned into fp32 panels once for all of them. Long contexts with few rows are cut into tasks along the context.
+#include "panels.h"
+#include "vec_math.h"
+
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <vector>
+
+namespace tinyserve::cpu::TINYSERVE_ISA {
+namespace {
+
+constexpr int64_t kTile = 128;              // keys
+constexpr int64_t kMaxRowElements = 12288;  // rows of a task times D: they stay in the second-level cache with a tile
+constexpr int64_t kMaxSplitRows = 64;       // with more rows there are tasks enough without cutting the context
+constexpr int64_t kMinTaskOperations = 1 << 17;  // multiplications worth waking a thread for
+
+// Floats at addresses that vectors like, not initialised.
+class Floats {
+ public:
+  explicit Floats(int64_t size) : data_(static_cast<float*>(operator new(size * sizeof(float), kAlignment))) {}
+  ~Floats() { operator delete(data_, kAlignment); }
+  Floats(const Floats&) = delete;
+  Floats& operator=(const Floats&) = delete;
+  operator float*() { return data_; }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  float* data_;
+};
+
+// Queries [first_query, end_query) of a request over the keys in tiles [first_tile, end_tile).
+struct Task {
+  int64_t request, kv_head, first_query, end_query, first_tile, end_tile;
+  int64_t partials;  // where its first tile's partial results go; -1: this task covers all tiles and writes the output
+
+  int64_t cost() const { return (end_query - first_query) * (end_tile - first_tile); }
+};
+
+struct Plan {
+  std::vector<Task> tasks;   // longest first
+  std::vector<Task> merges;  // what was cut, with all of its tiles
+  int64_t partial_floats = 0;
+};
+
+struct Sizes {
+  int64_t group, dim, padded_dim;  // query heads per key head; D; D rounded up to whole panels
+
+  explicit Sizes(const PagedAttentionArgs& a)
+      : group(a.num_heads / a.num_kv_heads), dim(a.head_dim), padded_dim((a.head_dim + kPanel - 1) / kPanel * kPanel) {}
+  // one row of one tile: the weighted values, then maximum and sum
+  int64_t partial_floats() const { return padded_dim + 2; }
+  int64_t queries_per_task() const {
+    return std::max<int64_t>(1, std::clamp<int64_t>(kMaxRowElements / dim, 48, 192) / group);
+  }
+};
+
+int64_t tiles_before(int64_t key) { return (key + kTile - 1) / kTile; }
+
+Plan make_plan(const PagedAttentionArgs& a) {
+  const Sizes sizes(a);
+  int64_t total_tiles = 0;
+  for (int64_t b = 0; b < a.num_requests; ++b) total_tiles += tiles_before(a.context_lens[b]) * a.num_kv_heads;
+  const int64_t span =
+      std::clamp<int64_t>(total_tiles / 64, 1, 8);  // few tiles: one to a task, so that no thread waits
+  Plan plan;
+  for (int64_t b = 0; b < a.num_requests; ++b) {
+    const int64_t query_len = a.query_starts[b + 1] - a.query_starts[b], per_task = sizes.queries_per_task();
+    for (int64_t first = 0; first < query_len; first += per_task) {
+      const int64_t end = std::min(query_len, first + per_task), rows = (end - first) * sizes.group;
+      const int64_t tiles = tiles_before(a.context_lens[b] - query_len + end);
+      const bool cut = rows <= kMaxSplitRows && tiles > span;
+      for (int64_t head = 0; head < a.num_kv_heads; ++head) {
+        const Task whole{b, head, first, end, 0, tiles, cut ? plan.partial_floats : -1};
+        if (!cut) {
+          plan.tasks.push_back(whole);
+          continue;
+        }
+        plan.merges.push_back(whole);
+        for (int64_t tile = 0; tile < tiles; tile += span) {
+          plan.tasks.push_back({b, head, first, end, tile, std::min(tiles, tile + span), plan.partial_floats});
+          plan.partial_floats += (plan.tasks.back().end_tile - tile) * rows * sizes.partial_floats();
+        }
+      }
+    }
+  }
+  std::stable_sort(plan.tasks.begin(), plan.tasks.end(),
+                   [](const Task& x, const Task& y) { return x.cost() > y.cost(); });
+  return plan;
+}
+
+// The running result of one row: sum over keys of 2^(score - max) * value, and of 2^(score - max).
+struct Running {
+  float max = -__builtin_inff();
+  float sum = 0.f;
+
+  // Adds a tile's partial result. A tile of which the row sees nothing has the sum 0 and changes no bit.
+  void add(float* values, const float* tile_values, float tile_max, float tile_sum, int64_t padded_dim) {
+    if (tile_sum == 0.f) return;
+    const float new_max = max > tile_max ? max : tile_max;
+    const float keep = __builtin_exp2f(max - new_max), take = __builtin_exp2f(tile_max - new_max);
+    for (int64_t d = 0; d < padded_dim; d += kWidth)
+      store(values + d, load(values + d) * keep + load(tile_values + d) * take);
+    sum = sum * keep + tile_sum * take;
+    max = new_max;
+  }
+};
+
+template <typename T>
+class Worker {
+ public:
+  explicit Worker(const PagedAttentionArgs& args, float* partials)
+      : a_(args),
+        sizes_(args),
+        max_rows_(sizes_.queries_per_task() * sizes_.group),
+        partials_(partials),
+        queries_(max_rows_ * sizes_.padded_dim),
+        values_(max_rows_ * sizes_.padded_dim),
+        running_(new Running[max_rows_]),
+        key_panels_(kTile * sizes_.padded_dim),
+        value_panels_(kTile * sizes_.padded_dim),
+        scores_(kPanelRows * kTile),
+        tile_values_(kPanelRows * sizes_.partial_floats()) {}
+
+  void run(const Task& task) {
+    const int64_t rows = (task.end_query - task.first_query) * sizes_.group;
+    const int64_t seen = first_visible(task) + task.end_query - task.first_query - 1;  // keys that its last query sees
+    const bool whole = task.partials < 0;
+    for (int64_t r = 0; r < rows; ++r) load_query(row_of(task, r), queries_ + r * sizes_.padded_dim);
+    if (whole) {
+      std::fill_n(static_cast<float*>(values_), rows * sizes_.padded_dim, 0.f);
+      std::fill_n(running_.get(), rows, Running{});
+    }
+    for (int64_t tile = task.first_tile; tile < task.end_tile; ++tile) {
+      const int64_t first_key = tile * kTile;
+      fill_panels(task, first_key, std::min(kTile, seen - first_key));
+      for (int64_t r = 0; r < rows; r += kPanelRows) {
+        const int64_t count = std::min<int64_t>(kPanelRows, rows - r);
+        const int64_t partial = task.partials + ((tile - task.first_tile) * rows + r) * sizes_.partial_floats();
+        float* out = whole ? tile_values_ : partials_ + partial;
+        attend(task, first_key, r, count, out);
+        for (int64_t i = 0; whole && i < count; ++i) {
+          const float* row = out + i * sizes_.partial_floats();
+          running_[r + i].add(values_ + (r + i) * sizes_.padded_dim, row, row[sizes_.padded_dim],
+                              row[sizes_.padded_dim + 1], sizes_.padded_dim);
+        }
+      }
+    }
+    for (int64_t r = 0; whole && r < rows; ++r)
+      write(row_of(task, r), values_ + r * sizes_.padded_dim, running_[r].sum);
+  }
+
+  // Puts together what the tasks of one cut context left.
+  void merge(const Task& task) {
+    const int64_t rows = (task.end_query - task.first_query) * sizes_.group;
+    for (int64_t r = 0; r < rows; ++r) {
+      Running running;
+      std::fill_n(static_cast<float*>(values_), sizes_.padded_dim, 0.f);
+      for (int64_t tile = 0; tile < task.end_tile; ++tile) {
+        const float* row = partials_ + task.partials + (tile * rows + r) * sizes_.partial_floats();
+        running.add(values_, row, row[sizes_.padded_dim], row[sizes_.padded_dim + 1], sizes_.padded_dim);
+      }
+      write(row_of(task, r), values_, running.sum);
+    }
+  }
+
+ private:
+  // keys that the task's first query sees
+  int64_t first_visible(const Task& task) const {
+    const int64_t query_len = a_.query_starts[task.request + 1] - a_.query_starts[task.request];
+    return a_.context_lens[task.request] - query_len + task.first_query + 1;
+  }
+
+  // where row r of the task lies in q and in y, in heads
+  int64_t row_of(const Task& task, int64_t r) const {
+    const int64_t token = a_.query_starts[task.request] + task.first_query + r / sizes_.group;
+    return token * a_.num_heads + task.kv_head * sizes_.group + r % sizes_.group;
+  }
+
+  // with everything that scores are multiplied with: 2^x is cheaper than e^x
+  void load_query(int64_t row, float* to) const {
+    const T* from = static_cast<const T*>(a_.q) + row * sizes_.dim;
+    for (int64_t d = 0; d < sizes_.dim; d += kWidth)
+      store(to + d, load_part(from + d, sizes_.dim - d) * (a_.scale * kLog2E));
+  }
+
+  void write(int64_t row, const float* values, float sum) const {
+    T* to = static_cast<T*>(a_.y) + row * sizes_.dim;
+    for (int64_t d = 0; d < sizes_.dim; d += kWidth) store_part(to + d, load(values + d) * (1.f / sum), sizes_.dim - d);
+  }
+
+  // Keys [first, first + count) as panels of kPanel keys, values as panels of kPanel channels.
+  void fill_panels(const Task& task, int64_t first, int64_t count) {
+    const int32_t* table = a_.block_tables + task.request * a_.max_blocks;
+    int64_t rows[kTile];  // where each key and value lies
+    int64_t block = first / a_.block_size, offset = first % a_.block_size;
+    for (int64_t j = 0; j < count; ++j) {
+      rows[j] = ((table[block] * a_.num_kv_heads + task.kv_head) * a_.block_size + offset) * sizes_.dim;
+      if (++offset == a_.block_size) ++block, offset = 0;
+    }
+    const int64_t padded = (count + kPanel - 1) / kPanel * kPanel;
+    for (int64_t j = count; j < padded; ++j) rows[j] = rows[count - 1];  // any key: its score is masked
+    const T *keys = static_cast<const T*>(a_.k_cache), *values = static_cast<const T*>(a_.v_cache);
+    for (int64_t j = 0; j < padded; j += kWidth) {
+      float* panel = key_panels_ + j / kPanel * kPanel * sizes_.dim + j % kPanel;
+      for (int64_t d = 0; d < sizes_.dim; d += kWidth) {
+        Vec part[kWidth];
+        for (int i = 0; i < kWidth; ++i) part[i] = load_part(keys + rows[j + i] + d, sizes_.dim - d);
+        transpose(part);
+        const int64_t channels = std::min<int64_t>(kWidth, sizes_.dim - d);
+        for (int64_t i = 0; i < channels; ++i) store(panel + (d + i) * kPanel, part[i]);
+      }
+    }
+    for (int64_t d = 0; d < sizes_.padded_dim; d += kWidth) {
+      float* panel = value_panels_ + d / kPanel * kPanel * kTile + d % kPanel;
+      for (int64_t j = 0; j < count; ++j)
+        store(panel + j * kPanel, d < sizes_.dim ? load_part(values + rows[j] + d, sizes_.dim - d) : Vec{});
+    }
+  }
+
+  // The partial results of rows [first_row, first_row + count) for the tile in the panels.
+  void attend(const Task& task, int64_t first_key, int64_t first_row, int64_t count, float* out) {
+    const int64_t stride = sizes_.partial_floats(), first_seen = first_visible(task) - first_key;
+    int64_t visible[kPanelRows], limit = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      visible[i] = std::clamp<int64_t>(first_seen + (first_row + i) / sizes_.group, 0, kTile);
+      limit = std::max(limit, visible[i]);
+    }
+    const int64_t num_panels = (limit + kPanel - 1) / kPanel;
+    multiply({.rows = queries_ + first_row * sizes_.padded_dim,
+              .panels = key_panels_,
+              .out = scores_,
+              .row_stride = sizes_.padded_dim,
+              .panel_stride = kPanel * sizes_.dim,
+              .out_stride = kTile,
+              .depth = sizes_.dim,
+              .num_panels = num_panels},
+             count);
+    for (int64_t i = 0; i < count; ++i)
+      softmax(scores_ + i * kTile, visible[i], num_panels * kPanel, out + i * stride + sizes_.padded_dim);
+    multiply({.rows = scores_,
+              .panels = value_panels_,
+              .out = out,
+              .row_stride = kTile,
+              .panel_stride = kPanel * kTile,
+              .out_stride = stride,
+              .depth = limit,
+              .num_panels = sizes_.padded_dim / kPanel},
+             count);
+  }
+
+  // Scores [width] -> 2^(score - max), 0 from `visible` on; max_sum gets the maximum and the sum.
+  static void softmax(float* scores, int64_t visible, int64_t width, float* max_sum) {
+    std::fill(scores + visible, scores + width, -__builtin_inff());
+    if (visible == 0) std::fill_n(scores, width, -__builtin_inff());
+    Vec most = broadcast(-__builtin_inff());
+    for (int64_t j = 0; j < width; j += kWidth) most = select(load(scores + j) > most, load(scores + j), most);
+    max_sum[0] = visible == 0 ? 0.f : max(most);
+    Vec total = {};
+    for (int64_t j = 0; j < width; j += kWidth) {
+      const Vec weight = exp2(load(scores + j) - max_sum[0]);
+      store(scores + j, weight);
+      total += weight;
+    }
+    max_sum[1] = sum(total);
+  }
+
+  const PagedAttentionArgs& a_;
+  const Sizes sizes_;
+  const int64_t max_rows_;
+  float* const partials_;
+  Floats queries_, values_;  // [max_rows, padded_dim]
+  std::unique_ptr<Running[]> running_;
+  Floats key_panels_, value_panels_;
+  Floats scores_, tile_values_;  // [kPanelRows, kTile], [kPanelRows, padded_dim + 2]
+};
+
+// Runs step(worker, i) for each i in [0, size), whichever thread is free taking the next.
+template <typename T, typename Step>
+void for_each(const PagedAttentionArgs& a, float* partials, int64_t size, int64_t operations, const Step& step) {
+  int64_t next = 0;
+  const int64_t threads = std::clamp<int64_t>(operations / kMinTaskOperations, 1, size);
+  parallel_for(threads, 1, [&](int64_t, int64_t) {
+    Worker<T> worker(a, partials);
+    for (int64_t i; (i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < size;) step(worker, i);
+  });
+}
+
+template <typename T>
+void run(const PagedAttentionArgs& a) {
+  const Plan plan = make_plan(a);
+  const int64_t num_tasks = plan.tasks.size(), num_merges = plan.merges.size();
+  int64_t cost = 0;
+  for (const Task& task : plan.tasks) cost += task.cost();
+  const int64_t operations = cost * kTile * a.head_dim * 2 * a.num_heads / a.num_kv_heads;
+  Floats partials(plan.partial_floats);
+  for_each<T>(a, partials, num_tasks, operations, [&](Worker<T>& worker, int64_t i) { worker.run(plan.tasks[i]); });
+  if (num_merges > 0)
+    for_each<T>(a, partials, num_merges, plan.partial_floats,
+                [&](Worker<T>& worker, int64_t i) { worker.merge(plan.merges[i]); });
+}
+
+}  // namespace
+
+void paged_attention(const PagedAttentionArgs& args) {
+  dispatch(args.dtype, [&]<typename T>(T*) { run<T>(args); });
+}
+
+}  // namespace tinyserve::cpu::TINYSERVE_ISA

@@ -1,0 +1,51 @@
+// rope_kv_write.cpp — rotary positions for queries and keys, and the way of keys and values into the paged cache.
+#include "vec.h"
+
+namespace tinyserve::cpu::TINYSERVE_ISA {
+namespace {
+
+// One head [D]; `turn` holds R/2 cosines, then R/2 sines.
+template <typename T>
+void rotate(const T* from, const float* turn, T* to, int64_t rotary_dim, int64_t head_dim) {
+  const int64_t half = rotary_dim / 2;
+  for (int64_t i = 0; i < half; i += kWidth) {
+    const int64_t count = half - i;
+    const Vec cos = load_part(turn + i, count), sin = load_part(turn + half + i, count);
+    const Vec first = load_part(from + i, count), second = load_part(from + half + i, count);
+    store_part(to + i, first * cos - second * sin, count);
+    store_part(to + half + i, second * cos + first * sin, count);
+  }
+  memcpy(to + rotary_dim, from + rotary_dim, (head_dim - rotary_dim) * sizeof(T));
+}
+
+template <typename T>
+void run_token(const RopeKvWriteArgs& a, int64_t t) {
+  const int64_t dim = a.head_dim;
+  const float* turn = a.cos_sin + a.positions[t] * a.rotary_dim;
+  const T* head = static_cast<const T*>(a.qkv) + t * (a.num_heads + 2 * a.num_kv_heads) * dim;
+  for (int64_t h = 0; h < a.num_heads; ++h, head += dim)
+    rotate(head, turn, static_cast<T*>(a.q) + (t * a.num_heads + h) * dim, a.rotary_dim, dim);
+  if (a.slots[t] < 0) return;
+  const int64_t block = a.slots[t] / a.block_size, offset = a.slots[t] % a.block_size;
+  for (int64_t h = 0; h < a.num_kv_heads; ++h, head += dim) {
+    const int64_t to = ((block * a.num_kv_heads + h) * a.block_size + offset) * dim;
+    rotate(head, turn, static_cast<T*>(a.k_cache) + to, a.rotary_dim, dim);
+    memcpy(static_cast<T*>(a.v_cache) + to, head + a.num_kv_heads * dim, dim * sizeof(T));
+  }
+}
+
+template <typename T>
+void run(const RopeKvWriteArgs& a) {
+  const int64_t elements = (a.num_heads + 2 * a.num_kv_heads) * a.head_dim;
+  parallel_for(a.tokens, 1 + 16384 / (elements + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) run_token<T>(a, t);
+  });
+}
+
+}  // namespace
+
+void rope_kv_write(const RopeKvWriteArgs& args) {
+  dispatch(args.dtype, [&]<typename T>(T*) { run<T>(args); });
+}
+
+}  // namespace tinyserve::cpu::TINYSERVE_ISA

@@ -1,0 +1,77 @@
+// paged_attention.cpp — checks and allocation; the arithmetic is in cpu/ and cuda/.
+#include "tensors.h"
+
+namespace tinyserve {
+namespace {
+
+#if !defined(TINYSERVE_CUDA)  // what lies in this memory can be looked at for nothing
+// Every request's queries lie in q, its keys in its blocks and those blocks in the cache.
+void check_requests(const PagedAttentionArgs& a, int64_t num_blocks) {
+  const int32_t* starts = a.query_starts;
+  STD_TORCH_CHECK(starts[0] == 0 && starts[a.num_requests] == a.tokens, "query_starts must run from 0 to T=", a.tokens,
+                  ", got ", starts[0], "..", starts[a.num_requests]);
+  for (int64_t b = 0; b < a.num_requests; ++b) {
+    const int64_t query_len = int64_t(starts[b + 1]) - starts[b], context_len = a.context_lens[b];
+    const int64_t limit = a.max_blocks * a.block_size;
+    STD_TORCH_CHECK(query_len >= 0, "query_starts must not fall, got ", starts[b], " then ", starts[b + 1]);
+    STD_TORCH_CHECK(query_len <= context_len && context_len <= limit, "context_lens[", b, "] must be in ", query_len,
+                    "..", limit, ", got ", context_len);
+    if (query_len == 0) continue;
+    const int64_t used = (context_len + a.block_size - 1) / a.block_size;
+    const std::string name = "block_tables[" + std::to_string(b) + "]";
+    check_range(name.c_str(), a.block_tables + b * a.max_blocks, used, 0, num_blocks);
+  }
+}
+#endif
+
+}  // namespace
+
+Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_tables,
+                       const Tensor& query_starts, const Tensor& context_lens, double scale) {
+  check_dim(q, "q", 3, "[T, H, D]");
+  check_dim(k_cache, "k_cache", 4, "[blocks, Hkv, S, D]");
+  check_dim(block_tables, "block_tables", 2, "[B, max_blocks]");
+  check_dim(context_lens, "context_lens", 1, "[B]");
+  const Dtype dtype = to_dtype(q, "q");
+  const int64_t tokens = q.size(0), num_heads = q.size(1), head_dim = q.size(2);
+  const int64_t num_blocks = k_cache.size(0), num_kv_heads = k_cache.size(1), block_size = k_cache.size(2);
+  const int64_t num_requests = context_lens.size(0), max_blocks = block_tables.size(1);
+  STD_TORCH_CHECK(num_kv_heads > 0 && num_heads % num_kv_heads == 0 && head_dim == k_cache.size(3), "q must be [T, H, ",
+                  k_cache.size(3), "] with H a multiple of ", num_kv_heads, ", got ", shape(q.sizes()));
+  STD_TORCH_CHECK(head_dim % 8 == 0 && 0 < head_dim && head_dim <= 256,
+                  "the head dimension must be a multiple of 8 up to 256, got ", head_dim);
+  check_tensor(q, "q", {tokens, num_heads, head_dim}, q.scalar_type(), q);
+  check_tensor(k_cache, "k_cache", {num_blocks, num_kv_heads, block_size, head_dim}, q.scalar_type(), q);
+  check_tensor(v_cache, "v_cache", {num_blocks, num_kv_heads, block_size, head_dim}, q.scalar_type(), q);
+  check_tensor(block_tables, "block_tables", {num_requests, max_blocks}, ScalarType::Int, q);
+  check_tensor(query_starts, "query_starts", {num_requests + 1}, ScalarType::Int, q);
+  check_tensor(context_lens, "context_lens", {num_requests}, ScalarType::Int, q);
+
+  const DeviceGuard guard(q.get_device());
+  Tensor y = torch::stable::empty_like(q);
+  const PagedAttentionArgs args{
+      .q = q.data_ptr(),
+      .k_cache = k_cache.data_ptr(),
+      .v_cache = v_cache.data_ptr(),
+      .block_tables = static_cast<const int32_t*>(block_tables.data_ptr()),
+      .query_starts = static_cast<const int32_t*>(query_starts.data_ptr()),
+      .context_lens = static_cast<const int32_t*>(context_lens.data_ptr()),
+      .y = y.data_ptr(),
+      .tokens = tokens,
+      .num_requests = num_requests,
+      .max_blocks = max_blocks,
+      .num_heads = num_heads,
+      .num_kv_heads = num_kv_heads,
+      .head_dim = head_dim,
+      .block_size = block_size,
+      .scale = float(scale),
+      .dtype = dtype,
+  };
+#if !defined(TINYSERVE_CUDA)
+  check_requests(args, num_blocks);
+#endif
+  if (tokens > 0) backend::paged_attention(args, current_stream(q));
+  return y;
+}
+
+}  // namespace tinyserve

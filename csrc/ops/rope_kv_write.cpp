@@ -1,0 +1,52 @@
+// rope_kv_write.cpp — checks and allocation; the arithmetic is in cpu/ and cuda/.
+#include "tensors.h"
+
+namespace tinyserve {
+
+Tensor rope_kv_write(const Tensor& qkv, const Tensor& positions, const Tensor& cos_sin, const Tensor& slots,
+                     const Tensor& k_cache, const Tensor& v_cache, int64_t num_heads) {
+  check_dim(qkv, "qkv", 2, "[T, (H + 2*Hkv) * D]");
+  check_dim(k_cache, "k_cache", 4, "[blocks, Hkv, S, D]");
+  check_dim(cos_sin, "cos_sin", 2, "[P, R]");
+  const Dtype dtype = to_dtype(qkv, "qkv");
+  const int64_t tokens = qkv.size(0), num_blocks = k_cache.size(0), num_kv_heads = k_cache.size(1);
+  const int64_t block_size = k_cache.size(2), head_dim = k_cache.size(3);
+  const int64_t num_positions = cos_sin.size(0), rotary_dim = cos_sin.size(1);
+  STD_TORCH_CHECK(num_heads > 0, "num_heads must be positive, got ", num_heads);
+  check_tensor(qkv, "qkv", {tokens, (num_heads + 2 * num_kv_heads) * head_dim}, qkv.scalar_type(), qkv);
+  check_tensor(k_cache, "k_cache", {num_blocks, num_kv_heads, block_size, head_dim}, qkv.scalar_type(), qkv);
+  check_tensor(v_cache, "v_cache", {num_blocks, num_kv_heads, block_size, head_dim}, qkv.scalar_type(), qkv);
+  check_tensor(positions, "positions", {tokens}, ScalarType::Int, qkv);
+  check_tensor(slots, "slots", {tokens}, ScalarType::Int, qkv);
+  STD_TORCH_CHECK(rotary_dim % 2 == 0 && rotary_dim <= head_dim, "cos_sin must be float32 [P, R], R even and at most ",
+                  head_dim, ", got ", shape(cos_sin.sizes()));
+  check_tensor(cos_sin, "cos_sin", {num_positions, rotary_dim}, ScalarType::Float, qkv);
+
+  const DeviceGuard guard(qkv.get_device());
+  Tensor q = torch::stable::new_empty(qkv, {tokens, num_heads, head_dim});
+  if (tokens == 0) return q;
+  const RopeKvWriteArgs args{
+      .qkv = qkv.data_ptr(),
+      .positions = static_cast<const int32_t*>(positions.data_ptr()),
+      .cos_sin = static_cast<const float*>(cos_sin.data_ptr()),
+      .slots = static_cast<const int32_t*>(slots.data_ptr()),
+      .k_cache = k_cache.data_ptr(),
+      .v_cache = v_cache.data_ptr(),
+      .q = q.data_ptr(),
+      .tokens = tokens,
+      .num_heads = num_heads,
+      .num_kv_heads = num_kv_heads,
+      .head_dim = head_dim,
+      .rotary_dim = rotary_dim,
+      .block_size = block_size,
+      .dtype = dtype,
+  };
+#if !defined(TINYSERVE_CUDA)  // what lies in this memory can be looked at for nothing
+  check_range("positions", args.positions, tokens, 0, num_positions);
+  check_range("slots", args.slots, tokens, -1, num_blocks * block_size);
+#endif
+  backend::rope_kv_write(args, current_stream(qkv));
+  return q;
+}
+
+}  // namespace tinyserve
