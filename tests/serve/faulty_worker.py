@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 from collections.abc import Awaitable, Callable
 
 from tinyserve.serve.wire import encode
@@ -106,17 +107,15 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-async def serve(port: int, fault: str, models: list[str]) -> None:
+async def serve(port: int, fault: str, model: str) -> None:
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
-        length = next(
-            (int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0
-        )
-        await reader.readexactly(length)
+        length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+        await reader.readexactly(int(length[1]) if length else 0)
         if head.startswith(b"GET /health"):
             writer.write(reply("200 OK", b"{}"))
         elif head.startswith(b"POST /worker_get_status") and fault != "hang":
-            writer.write(reply("200 OK", json.dumps({"model_names": models, "speed": 1, "queue_length": 0}).encode()))
+            writer.write(reply("200 OK", json.dumps({"model_names": [model], "speed": 1, "queue_length": 0}).encode()))
         else:
             await FAULTS[fault](writer)
         if not writer.is_closing():
@@ -131,6 +130,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--fault", choices=FAULTS, required=True)
-    parser.add_argument("--models", nargs="+", default=["timed"])
+    parser.add_argument("--model", default="timed")
     args = parser.parse_args()
-    asyncio.run(serve(args.port, args.fault, args.models))
+    asyncio.run(serve(args.port, args.fault, args.model))

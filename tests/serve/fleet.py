@@ -6,7 +6,7 @@ from typing import Any
 
 import requests
 
-from benchmarks.servers import Server, free_port, start, wait_for_health
+from benchmarks.servers import Server, free_port, start, wait_for_health, wait_until
 from tinyserve.serve.wire import Record, RecordDecoder
 
 PROMPT = "USER: how are you? ASSISTANT:"
@@ -19,6 +19,9 @@ class Member:
 
     def post(self, route: str, body: Any = None, **options: Any) -> requests.Response:
         return requests.post(self.url + route, json=body, timeout=30, **options)
+
+    def health(self) -> dict[str, Any]:
+        return requests.get(self.url + "/health", timeout=30).json()
 
     def status(self) -> dict[str, Any]:
         return self.post("/worker_get_status").json()
@@ -36,29 +39,31 @@ class Fleet:
     def __exit__(self, *exception: Any) -> None:
         self._stack.close()
 
-    def _start(self, module: str, port: int, *flags: str) -> Member:
-        member = Member(
-            f"http://127.0.0.1:{port}", self._stack.enter_context(start(module, ["--port", str(port), *flags]))
-        )
-        wait_for_health(member.url, server=member.server)
-        return member
+    def start(self, module: str, *flags: str, port: int | None = None) -> Member:
+        """Runs a server module and waits until it answers."""
+        port = port or free_port()
+        server = self._stack.enter_context(start(module, ["--port", str(port), *flags]))
+        wait_for_health(f"http://127.0.0.1:{port}", server=server)
+        return Member(f"http://127.0.0.1:{port}", server)
 
     def controller(self, *flags: str, port: int | None = None) -> Member:
-        return self._start("tinyserve.serve.controller", port or free_port(), "--host", "127.0.0.1", *flags)
+        return self.start("tinyserve.serve.controller", "--host", "127.0.0.1", *flags, port=port)
 
-    def timed_worker(self, controller: Member | None, *flags: str, model: str = "timed") -> Member:
+    def timed_worker(
+        self, controller: Member | None, *flags: str, model: str = "timed", token: str | None = None
+    ) -> Member:
         """A real worker whose generator yields the words w0, w1, ... by the clock; registered when this returns."""
-        where = ["--controller-address", controller.url] if controller else ["--no-register"]
-        worker = self._start("benchmarks.timed_worker", free_port(), *where, "--model-name", model, *flags)
-        if controller:
-            wait_for_health(controller.url, lambda health: model in health["models"])
+        if controller is None:
+            return self.start("benchmarks.timed_worker", "--no-register", "--model-name", model, *flags)
+        where = ["--controller-address", controller.url, *(["--worker-token", token] if token else [])]
+        worker = self.start("benchmarks.timed_worker", *where, "--model-name", model, *flags)
+        beat = {"worker_name": worker.url, "queue_length": 0, "worker_token": token}
+        wait_until("registration", lambda: controller.post("/receive_heart_beat", beat).json()["exist"])
         return worker
 
-    def faulty_worker(
-        self, controller: Member, fault: str, speed: float = 1.0, check_heart_beat: bool = True
-    ) -> Member:
-        worker = self._start("tests.serve.faulty_worker", free_port(), "--fault", fault)
-        register(controller, worker.url, speed=speed, check_heart_beat=check_heart_beat)
+    def faulty_worker(self, controller: Member, fault: str, model: str = "timed", speed: float = 1.0) -> Member:
+        worker = self.start("tests.serve.faulty_worker", "--fault", fault, "--model", model)
+        register(controller, worker.url, (model,), speed)
         return worker
 
 

@@ -1,8 +1,8 @@
 """`Controller` as a library class, with the signatures of its specification."""
 
 import pytest
-
 from serve.fleet import Fleet
+
 from tinyserve.serve.controller import Controller, main
 from tinyserve.serve.messages import FieldError
 
@@ -42,7 +42,7 @@ def test_status_is_the_sum_over_the_workers() -> None:
 def test_a_malformed_registration_and_an_unknown_method_are_refused() -> None:
     with pytest.raises(ValueError, match="lottery, shortest_queue"):
         Controller("random")
-    with pytest.raises(FieldError, match="worker_status.speed"):
+    with pytest.raises(FieldError, match=r"worker_status\.speed"):
         Controller("lottery").register_worker(A, True, {**STATUS, "speed": "fast"})
 
 

@@ -95,5 +95,5 @@ def test_heart_beats_and_lookups() -> None:
         HeartBeat.parse({"worker_name": "http://a:1"})
     assert parse_model({"model": "m"}) == "m"
     for wrong in ({}, {"model": None}, {"model": ""}, {"model": ["m"]}, {"model": "x" * 600}):
-        with pytest.raises(FieldError, match="^model "):
+        with pytest.raises(FieldError, match=r"^model "):
             parse_model(wrong)

@@ -173,7 +173,7 @@ class _ProxyResponse(Response):
         try:
             if upstream.status == 200:
                 await self._pass_on(name, upstream)
-            elif upstream.status < 500 and not self._started:
+            elif 400 <= upstream.status < 500 and not self._started:
                 await self._pass_refusal(upstream)
             else:
                 raise Lost(f"worker {name} answered with HTTP status {upstream.status}", may_retry=True)
