@@ -98,13 +98,13 @@ def paged_attention(
     for request in range(context_lens.shape[0]):
         first, last = int(query_starts[request]), int(query_starts[request + 1])
         context_len = int(context_lens[request])
-        where = [(int(block_tables[request, i // block_size]), i % block_size) for i in range(context_len)]
-        blocks, offsets = [b for b, _ in where], [o for _, o in where]
-        for head in range(q.shape[1]):
-            keys = k_cache[blocks, head // group, offsets].double()  # [context, D]
-            values = v_cache[blocks, head // group, offsets].double()
-            for row in range(first, last):
-                visible = context_len - (last - first) + (row - first) + 1
-                scores = keys[:visible] @ q[row, head].double() * scale
-                out[row, head] = torch.softmax(scores, dim=0) @ values[:visible]
+        blocks = [int(block_tables[request, i // block_size]) for i in range(context_len)]
+        offsets = [i % block_size for i in range(context_len)]
+        keys = k_cache[blocks, :, offsets].double()  # [context, Hkv, D]
+        values = v_cache[blocks, :, offsets].double()
+        for row in range(first, last):
+            visible = context_len - (last - first) + (row - first) + 1
+            for head in range(q.shape[1]):
+                scores = keys[:visible, head // group] @ q[row, head].double() * scale
+                out[row, head] = torch.softmax(scores, dim=0) @ values[:visible, head // group]
     return out
