@@ -63,7 +63,7 @@ class IncrementalText:
 
 
 class StopMatcher:
-    """Finds the first stop string in text that comes in pieces; Knuth-Morris-Pratt, each character is looked at once."""
+    """Finds the first stop string in text that comes in pieces, by Knuth-Morris-Pratt: each character is seen once."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [(stop, _failure(stop)) for stop in stops]

@@ -136,7 +136,7 @@ def _truncates(params: SamplingParams) -> bool:
 def _pick(weights: Tensor, draws: Tensor) -> Tensor:
     """Inverse of the cumulative distribution: weights [R, C] (any sum), draws fp64 [R, 1] in [0, 1) -> columns [R]."""
     cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
-    total = cumulative[:, -1:]
+    total = cumulative[:, -1:].contiguous()
     columns = torch.searchsorted(cumulative, draws * total, right=True)
     # rounding may carry the product up to the total itself: then the last column with any weight
     last = torch.searchsorted(cumulative, total)

@@ -12,33 +12,15 @@ from tinyserve.layers.attention import BatchLayout, LayerCache
 from tinyserve.models.llama import LlamaModel
 
 BLOCK_SIZE = 32
-ROWS = 256  # rows of logits at a time: 2048 x 49152 in fp32 would be 400 MB
 
 
 def logits(model: LlamaModel, token_ids: Tensor) -> Tensor:
-    """Logits [B, L, V] in fp32 for token_ids [B, L], on the model's device.
+    """Logits [B, L, V], in the dtype of the activations, for token_ids [B, L].
 
     Raises:
         ValueError: token_ids is not [B, L], or L exceeds the model's context.
     """
-    hidden = _hidden(model, token_ids)
-    rows = torch.cat([model.logits(part).float() for part in hidden.split(ROWS)])
-    return rows.view(*token_ids.shape, -1)
-
-
-def token_losses(model: LlamaModel, token_ids: Tensor) -> Tensor:
-    """Negative log likelihood, fp32 [B, L - 1], of each token of token_ids [B, L] but the first, given those before it.
-
-    Raises:
-        ValueError: token_ids is not [B, L], or L exceeds the model's context.
-    """
-    hidden = _hidden(model, token_ids).view(*token_ids.shape, -1)[:, :-1].flatten(0, 1)
-    targets = token_ids[:, 1:].flatten().to(hidden.device, torch.int64)
-    losses = [
-        torch.nn.functional.cross_entropy(model.logits(part).float(), wanted, reduction="none")
-        for part, wanted in zip(hidden.split(ROWS), targets.split(ROWS), strict=True)
-    ]
-    return torch.cat(losses).view(token_ids.shape[0], -1)
+    return model.logits(_hidden(model, token_ids)).view(*token_ids.shape, -1)
 
 
 @torch.inference_mode()

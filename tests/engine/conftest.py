@@ -1,0 +1,50 @@
+"""A model small enough to run thousands of steps, with a real tokenizer, and engines on it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny_llama
+
+from tinyserve.config import EngineConfig
+from tinyserve.engine import kv_cache
+from tinyserve.engine.engine import Engine
+from tinyserve.engine.tokenizer import Tokenizer
+from tinyserve.models.llama import LlamaModel
+from tinyserve.models.loader import load_model
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama.save(tmp_path_factory.mktemp("tiny") / "tiny-llama", tokenizer=smollm2, vocab_size=49152)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder: Path) -> LlamaModel:
+    return load_model(tiny_folder, precision="W16A16", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(smollm2: Path) -> Tokenizer:
+    return Tokenizer(smollm2)
+
+
+@pytest.fixture
+def make_engine(tiny_folder: Path, tiny_model: LlamaModel, tokenizer: Tokenizer) -> Callable[..., Engine]:
+    """An engine on the tiny model, with `num_blocks` blocks of KV cache and the given settings."""
+
+    def make(
+        num_blocks: int = 64, block_size: int = 8, max_batch_tokens: int = 512, max_num_requests: int = 16
+    ) -> Engine:
+        config = EngineConfig(
+            tiny_folder,
+            precision="W16A16",
+            dtype="float32",
+            block_size=block_size,
+            kv_cache_bytes=max(1 << 16, num_blocks * kv_cache.block_bytes(tiny_model, block_size)),
+            max_batch_tokens=max_batch_tokens,
+            max_num_requests=max_num_requests,
+        )
+        return Engine(config, tiny_model, tokenizer)
+
+    return make

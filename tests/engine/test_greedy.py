@@ -1,0 +1,62 @@
+"""Greedy output on the real model equals transformers' generate in fp32, token for token, alone and batched."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from run_engine import run
+from transformers import AutoModelForCausalLM
+
+from awq.formats import dequantized_state, open_checkpoint
+from tinyserve.config import EngineConfig, SamplingParams
+from tinyserve.engine.engine import Engine
+from tinyserve.engine.tokenizer import Tokenizer
+
+# around the block size of 32, and far from it
+PROMPT_LENGTHS = (1, 2, 3, 5, 8, 13, 17, 24, 31, 32, 33, 40, 50, 63, 64, 65, 90, 128, 200, 300)
+NUM_NEW = 24
+
+
+@pytest.fixture(scope="module")
+def prompts(smollm2: Path) -> list[list[int]]:
+    text = (Path(__file__).parents[1] / "data" / "northanger_abbey.txt").read_text()
+    ids = Tokenizer(smollm2).encode(text[:40000])
+    starts = [sum(PROMPT_LENGTHS[:index]) for index in range(len(PROMPT_LENGTHS))]
+    return [ids[start : start + length] for start, length in zip(starts, PROMPT_LENGTHS, strict=True)]
+
+
+def _transformers_outputs(model: Any, prompts: Sequence[list[int]]) -> list[list[int]]:
+    outputs = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            full = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NUM_NEW, do_sample=False)
+        outputs.append(full[0, len(prompt) :].tolist())
+    return outputs
+
+
+def _check_alone_and_batched(engine: Engine, prompts: Sequence[list[int]], expected: list[list[int]]) -> None:
+    params = SamplingParams(max_new_tokens=NUM_NEW, temperature=0.0)
+    assert [result.token_ids for result in run(engine, prompts, params)] == expected
+    for prompt, tokens in zip(prompts, expected, strict=True):
+        assert run(engine, [prompt], params)[0].token_ids == tokens
+
+
+def test_16_bit_model_equals_transformers(smollm2: Path, prompts: list[list[int]]) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    engine = Engine.create(EngineConfig(smollm2, precision="W16A16", dtype="float32", kv_cache_bytes=1 << 29))
+    _check_alone_and_batched(engine, prompts, _transformers_outputs(reference, prompts))
+
+
+def test_4_bit_model_equals_transformers_on_the_dequantized_weights(
+    smollm2: Path, smollm2_rtn: Path, prompts: list[list[int]]
+) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    state = dict(dequantized_state(open_checkpoint(smollm2_rtn), torch.float32))
+    missing = reference.load_state_dict(state, strict=False)
+    assert not missing.unexpected_keys
+    assert missing.missing_keys in ([], ["lm_head.weight"])  # tied
+    engine = Engine.create(EngineConfig(smollm2_rtn, dtype="float32", kv_cache_bytes=1 << 29))
+    _check_alone_and_batched(engine, prompts, _transformers_outputs(reference, prompts))
