@@ -33,7 +33,7 @@ def pack_rows(values: Tensor, order: Sequence[int] = NATURAL) -> Tensor:
 
 def unpack_rows(words: Tensor, order: Sequence[int] = NATURAL) -> Tensor:
     """The inverse of pack_rows: int32 [R, C] to uint8 [8R, C]."""
-    data = words.contiguous().view(torch.uint8).view(*words.shape, 4)
+    data = words.flatten().view(torch.uint8).view(*words.shape, 4)
     values = torch.empty((words.shape[0], PER_WORD, words.shape[1]), dtype=torch.uint8, device=words.device)
     for byte in range(4):
         torch.bitwise_and(data[..., byte], 15, out=values[:, order[2 * byte]])
@@ -49,5 +49,5 @@ def pack_columns(values: Tensor) -> Tensor:
 
 def unpack_columns(words: Tensor) -> Tensor:
     """The inverse of pack_columns: int32 [R, C] to uint8 [R, 8C]."""
-    data = words.contiguous().view(torch.uint8)
+    data = words.flatten().view(torch.uint8)
     return torch.stack((data & 15, data >> 4), dim=-1).view(words.shape[0], -1)
