@@ -1,7 +1,7 @@
 """Puts search results into weights: scales folded into what computes the input, clips as bounds, then codes.
 
-Works tensor by tensor and by name, so that a model in memory and a checkpoint on disk go through the same lines. It does
-not know how scales and clips were found, nor how a checkpoint is stored.
+Works tensor by tensor and by name, so that a model in memory and a checkpoint on disk go through the same lines. It
+does not know how scales and clips were found, nor how a checkpoint is stored.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from awq.errors import UserError
 from awq.model import ModelFolder
-from awq.quantize import QuantConfig, QuantizedTensor, quantize
+from awq.quantize import QuantConfig, QuantizedTensor, dequantize, quantize
 from awq.results import SearchResults
 
 T = TypeVar("T")
@@ -63,8 +63,18 @@ class QuantizedModel:
         state: name -> every other tensor, in its 16-bit type.
     """
 
-    def __init__(self, model: ModelFolder, config: QuantConfig, results: SearchResults | None = None) -> None:
-        """Round to nearest where `results` is None.
+    def __init__(
+        self,
+        model: ModelFolder,
+        config: QuantConfig,
+        results: SearchResults | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Opens nothing yet.
+
+        Args:
+            results: scales and clips to apply first; None: round to nearest.
+            dtype: of scales and 16-bit tensors; None: the checkpoint's.
 
         Raises:
             UserError: a Linear whose input is no multiple of the group size.
@@ -72,9 +82,9 @@ class QuantizedModel:
         self._model = model
         self._config = config
         self._adjust = Adjustment(results or SearchResults())
+        self._dtype = dtype
+        model.check_group(config)
         linears = model.linears()
-        for module in linears:
-            check_group(module, model.shape(f"{module}.weight")[1], config)
         weights = {f"{module}.weight" for module in linears}
         self.quantized: Mapping[str, QuantizedTensor] = _Lazy(linears, self._quantize)
         self.state: Mapping[str, Tensor] = _Lazy(
@@ -85,13 +95,22 @@ class QuantizedModel:
         name = f"{module}.weight"
         weight = self._model.checkpoint.tensor(name)
         try:
-            return quantize(self._adjust(name, weight), self._config, storage_dtype(weight.dtype), name)
+            return quantize(self._adjust(name, weight), self._config, self._dtype or storage_dtype(weight.dtype), name)
         except ValueError as error:  # NaN or infinite weights
             raise UserError(str(error)) from error
 
     def _store(self, name: str) -> Tensor:
         tensor = self._model.checkpoint.tensor(name)
-        return self._adjust(name, tensor).to(storage_dtype(tensor.dtype)) if tensor.is_floating_point() else tensor
+        if not tensor.is_floating_point():
+            return tensor
+        return self._adjust(name, tensor).to(self._dtype or storage_dtype(tensor.dtype))
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor by name, Linears as the fp32 weights that their codes stand for."""
+        for name in self.state:
+            yield name, self.state[name]
+        for module in self.quantized:
+            yield f"{module}.weight", dequantize(self.quantized[module])
 
 
 class _Lazy(Mapping[str, T]):
@@ -114,19 +133,6 @@ class _Lazy(Mapping[str, T]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-def check_group(layer: str, k: int, config: QuantConfig) -> None:
-    """Refuses a group size that does not divide the K input channels of a Linear.
-
-    Raises:
-        UserError: names the layer, its K, the group size and what would do.
-    """
-    if config.group_size != -1 and k % config.group_size != 0:
-        raise UserError(
-            f"--q_group_size {config.group_size} does not divide the {k} input channels of {layer}; "
-            f"use {', '.join([str(g) for g in (128, 64, 32) if k % g == 0] + ['-1'])}"
-        )
 
 
 def storage_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -5,12 +5,15 @@
 
 from pathlib import Path
 
+import torch
+
 from awq import formats
-from awq.apply import QuantizedModel
+from awq.apply import QuantizedModel, storage_dtype
 from awq.errors import UserError
+from awq.formats.output import copy_companions, new_folder, write_config, write_shards
 from awq.model import ModelFolder
 from awq.quantize import QuantConfig
-from awq.results import SearchResults
+from awq.results import SearchResults, describe
 
 
 def dump_path(path: Path) -> Path:
@@ -42,16 +45,58 @@ def check_dump(path: Path) -> None:
     formats.check_output(dump_path(path))
 
 
-def write_dump(path: Path, model: ModelFolder, config: QuantConfig, results: SearchResults | None) -> Path:
+def check_settings(path: Path, model_path: Path, config: QuantConfig) -> None:
+    """Refuses to evaluate a checkpoint under other settings than it has.
+
+    Raises:
+        UserError: names both.
+    """
+    stored = formats.open_checkpoint(model_path, path).quant
+    if stored is None or (stored.bits, stored.group_size) != (config.bits, config.group_size):
+        raise UserError(f"{path} holds {describe(stored) if stored else '16 bits'}; asked for {describe(config)}")
+
+
+def write_dump(
+    path: Path,
+    model: ModelFolder,
+    config: QuantConfig,
+    results: SearchResults | None,
+    dtype: torch.dtype | None = None,
+) -> Path:
     """Quantizes and writes the model; returns what was written.
+
+    Args:
+        results: None: round to nearest.
+        dtype: of scales and 16-bit tensors; None: the checkpoint's.
 
     Raises:
         UserError: the place is taken, or the model cannot be stored in this format.
     """
-    quantized = QuantizedModel(model, config, results)
+    quantized = QuantizedModel(model, config, results, dtype)
     output = dump_path(path)
     if output.suffix == ".pt":
         formats.write_llm_awq_v2(output, quantized.state, quantized.quantized, config)
     else:
         formats.write_awq_folder(output, model.path, quantized.state, quantized.quantized, config)
     return output
+
+
+def write_fake(
+    path: Path,
+    model: ModelFolder,
+    config: QuantConfig,
+    results: SearchResults | None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes a 16-bit model folder with the weights that the codes stand for.
+
+    Raises:
+        UserError: the place is taken.
+    """
+    stored = dtype or storage_dtype(model.dtype())
+    tensors = ((name, tensor.to(stored)) for name, tensor in QuantizedModel(model, config, results, dtype).weights())
+    with new_folder(path) as folder:
+        write_shards(folder, tensors)
+        dtype_name = str(stored).removeprefix("torch.")
+        write_config(folder, {**model.checkpoint.config, "torch_dtype": dtype_name, "dtype": dtype_name})
+        copy_companions(model.path, folder)

@@ -1,178 +1,29 @@
-"""python -m awq.entry: search AWQ scales and clips, evaluate, write 4-bit checkpoints. Flags of llm-awq, and some more.
+"""python -m awq.entry: search AWQ scales and clips, evaluate, write 4-bit checkpoints. Flags as in llm-awq and more.
 
-Only the command line and the order of the steps; heavy modules are imported by the step that needs them, so that --help
-and a mistyped flag answer at once.
+Only the order of the steps; heavy modules are imported by the step that needs them, so that --help and a mistyped flag
+answer at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from awq.errors import UserError
+from awq.flags import build_parser, check_flags
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from awq.evaluate import Logits
     from awq.model import ModelFolder
     from awq.quantize import QuantConfig
     from awq.results import SearchResults
-
-MAX_SAMPLES = 1 << 16
-MAX_SEQLEN = 1 << 17
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Every flag; names and meanings are llm-awq's where it has them."""
-    parser = argparse.ArgumentParser(prog="awq.entry", description="AWQ: search, evaluate and write 4-bit checkpoints.")
-    model = parser.add_argument_group("model")
-    model.add_argument("--model_path", type=Path, required=True, help="local Hugging Face model folder")
-    model.add_argument(
-        "--dtype",
-        choices=("auto", "float16", "bfloat16"),
-        default="auto",
-        help="of the 16-bit tensors; auto: the checkpoint's",
-    )
-    model.add_argument("--parallel", action="store_true", help="evaluate on all visible GPUs")
-    model.add_argument(
-        "--auto_parallel", action="store_true", help="evaluate on as many GPUs as the model's size asks for"
-    )
-    model.add_argument(
-        "--max_memory", nargs="*", metavar="DEVICE:SIZE", help="for evaluation, e.g. 0:10GiB 1:10GiB cpu:30GiB"
-    )
-    quant = parser.add_argument_group("quantization")
-    quant.add_argument("--w_bit", type=_integer(2, 8), help="bits of a weight; without it nothing is quantized")
-    quant.add_argument("--q_group_size", type=_group_size, default=-1, help="input channels per scale; -1: a whole row")
-    quant.add_argument("--no_zero_point", action="store_true", help="symmetric: the zero is fixed")
-    quant.add_argument(
-        "--q_backend", choices=("fake", "real"), help="fake: rounded 16-bit weights; real: 4-bit kernels"
-    )
-    search = parser.add_argument_group("search")
-    search.add_argument("--run_awq", action="store_true", help="search scales and clips; needs --dump_awq")
-    search.add_argument(
-        "--search", choices=("fast", "exact"), default="fast", help="closed form, or the paper's grid search"
-    )
-    search.add_argument(
-        "--calib_data", help="a .txt, .jsonl or .parquet file or a dataset name; default: the model writes it"
-    )
-    search.add_argument("--n_samples", type=_integer(1, MAX_SAMPLES), default=16, help="calibration windows")
-    search.add_argument("--seqlen", type=_integer(8, MAX_SEQLEN), default=512, help="tokens in a calibration window")
-    search.add_argument("--seed", type=_integer(0, 2**63 - 1), default=42, help="of the calibration text")
-    search.add_argument("--layers", type=_layers, metavar="A:B", help="search only blocks A to B-1")
-    files = parser.add_argument_group("results and checkpoints")
-    files.add_argument("--dump_awq", type=Path, metavar="FILE.pt", help="where the search writes its results")
-    files.add_argument("--load_awq", type=Path, metavar="FILE.pt", help="results of an earlier search")
-    files.add_argument(
-        "--dump_quant", type=Path, metavar="PATH", help="4-bit checkpoint: X.pt (llm-awq v2) or a folder"
-    )
-    files.add_argument("--dump_fake", type=Path, metavar="FOLDER", help="16-bit model folder with rounded weights")
-    files.add_argument("--load_quant", type=Path, metavar="PATH", help="evaluate this 4-bit checkpoint")
-    evaluation = parser.add_argument_group("evaluation")
-    evaluation.add_argument("--tasks", help="wikitext, or tasks of lm-eval, separated by commas")
-    evaluation.add_argument("--eval_file", type=Path, metavar="TEXT", help="perplexity on a local text file")
-    evaluation.add_argument("--eval_seqlen", type=_integer(8, MAX_SEQLEN), default=2048, help="tokens in a window")
-    evaluation.add_argument("--eval_windows", type=_integer(1, MAX_SAMPLES), help="use only the first windows")
-    evaluation.add_argument("--batch_size", type=_integer(1, 4096), default=1, help="of lm-eval")
-    evaluation.add_argument("--num_fewshot", type=_integer(0, 1000), default=0, help="of lm-eval")
-    evaluation.add_argument(
-        "--output_path", type=Path, metavar="FILE.json", help="where evaluation results are written"
-    )
-    return parser
-
-
-def _integer(low: int, high: int) -> Any:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"must be an integer, got {text!r}") from None
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"must be {low} to {high}, got {value}")
-        return value
-
-    return parse
-
-
-def _group_size(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value != -1 and value < 1:
-        raise argparse.ArgumentTypeError(f"must be -1 (a whole row) or a positive integer, got {text!r}")
-    return value
-
-
-def _layers(text: str) -> tuple[int, int]:
-    first, _, last = text.partition(":")
-    if not (first.isdigit() and last.isdigit() and int(first) < int(last)):
-        raise argparse.ArgumentTypeError(f"must be A:B with 0 <= A < B, got {text!r}")
-    return int(first), int(last)
-
-
-def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuses combinations that mean nothing, before anything is loaded; exits with code 2 like argparse itself."""
-    wants_evaluation = bool(args.tasks or args.eval_file)
-    steps = (args.run_awq, args.dump_quant, args.dump_fake, wants_evaluation)
-    if not any(steps):
-        parser.error("nothing to do: give --run_awq, --dump_quant, --dump_fake, --tasks or --eval_file")
-    for flag in ("run_awq", "load_awq", "dump_quant", "dump_fake", "load_quant", "q_backend"):
-        if getattr(args, flag) and args.w_bit is None:
-            parser.error(f"--{flag} needs --w_bit")
-    if args.run_awq and args.load_awq is None and args.dump_awq is None:
-        parser.error("--run_awq needs --dump_awq FILE.pt")
-    if args.dump_awq and not args.run_awq:
-        parser.error("--dump_awq needs --run_awq")
-    if args.load_quant and (args.load_awq or args.dump_quant or args.dump_fake or args.run_awq):
-        parser.error(
-            "--load_quant evaluates a finished checkpoint; give it without --load_awq, --run_awq and --dump_..."
-        )
-    if args.dump_quant and args.q_backend != "real":
-        parser.error("--dump_quant needs --q_backend real")
-    if args.dump_fake and args.q_backend == "real":
-        parser.error("--dump_fake needs --q_backend fake")
-    if args.q_backend == "real" and args.w_bit != 4:
-        parser.error(
-            f"--q_backend real stores 4 bits, got --w_bit {args.w_bit}; other widths work with --q_backend fake"
-        )
-    if args.output_path and not wants_evaluation:
-        parser.error("--output_path needs --tasks or --eval_file")
-
-
-def run(args: argparse.Namespace) -> None:
-    """The steps, in order; a search or a real dump ends the run, as in llm-awq."""
-    from awq.quantize import QuantConfig
-
-    config = None
-    if args.w_bit is not None:
-        config = QuantConfig(args.w_bit, args.q_group_size, not args.no_zero_point)
-    if config is not None and args.run_awq and not args.load_awq:
-        search(args, config)
-    elif config is not None and args.dump_quant:
-        dump_quant(args, config)
-    else:
-        evaluate(args, config)
-
-
-def dump_quant(args: argparse.Namespace, config: QuantConfig) -> None:
-    """4-bit checkpoint, from the results of a search or rounded to nearest."""
-    from awq import dump
-    from awq.model import open_model
-
-    dump.check_dump(args.dump_quant)
-    model = open_model(args.model_path)
-    output = dump.write_dump(args.dump_quant, model, config, load_results(args, model, config))
-    print(f"4-bit checkpoint written: {output}")
-
-
-def load_results(args: argparse.Namespace, model: ModelFolder, config: QuantConfig) -> SearchResults | None:
-    """What --load_awq names; None without it: round to nearest."""
-    from awq import results
-    from awq.progress import say
-
-    if args.load_awq is None:
-        return None
-    return results.load_results(args.load_awq, model.identity(), config, model.shapes(), say)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -190,11 +41,184 @@ def main(argv: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print(
-            "interrupted; a search goes on from its last finished layer when the same command runs again",
-            file=sys.stderr,
-        )
+        print("interrupted; the same command takes a search up after its last finished layer", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def run(args: argparse.Namespace) -> None:
+    """The steps that were asked for, in order."""
+    from awq.quantize import QuantConfig
+
+    config = None if args.w_bit is None else QuantConfig(args.w_bit, args.q_group_size, not args.no_zero_point)
+    results_file = args.load_awq
+    if config is not None and args.run_awq and results_file is None:
+        search(args, config)
+        results_file = args.dump_awq
+    if config is not None and args.dump_quant:
+        dump_quant(args, config, results_file)
+    if config is not None and args.dump_fake:
+        dump_fake(args, config, results_file)
+    if args.tasks or args.eval_file:
+        evaluate(args, config, results_file)
+
+
+def search(args: argparse.Namespace, config: QuantConfig) -> None:
+    """Scales and clips, written to --dump_awq."""
+    from awq import calibration, results
+    from awq.model import load_tokenizer, open_model
+    from awq.network import load_network
+    from awq.progress import say
+    from awq.search import BlockSearch, search_model
+    from awq.unfinished import UnfinishedSearch
+
+    model = open_model(args.model_path)
+    model.check_group(config)
+    if args.dump_awq.exists():
+        load_results(args.dump_awq, model, config)  # refuses those of another model
+        say(f"Found existing AWQ results {args.dump_awq}, exit.")
+        return
+    tokenizer = load_tokenizer(args.model_path)
+    windows = (args.n_samples, args.seqlen, args.seed)
+    # A file is read first: what is wrong with it is said before a model is loaded.
+    tokens = calibration.from_source(args.calib_data, tokenizer, *windows) if args.calib_data else None
+    identity = model.identity()
+    settings = {
+        **results.metadata(identity, config),
+        "search": args.search,
+        "dtype": args.dtype,
+        "windows": list(windows),
+        "calibration": calibration.digest(tokens),
+    }
+    unfinished = UnfinishedSearch(args.dump_awq, settings, say)
+    network = load_network(args.model_path, model.compute_dtype(args.dtype))
+    if tokens is None:
+        tokens = unfinished.tokens()
+    if tokens is None:
+        tokens = calibration.self_written(network, tokenizer, *windows)
+        unfinished.keep_tokens(tokens)
+    say(f"calibration: {tokens.shape[0]} windows of {tokens.shape[1]} tokens")
+    found = search_model(network, BlockSearch(model.architecture, config, args.search), tokens, args.layers, unfinished)
+    results.save_results(found, args.dump_awq, identity, config)
+    unfinished.remove()
+    say(f"AWQ results saved: {args.dump_awq}")
+
+
+def load_results(path: Path | None, model: ModelFolder, config: QuantConfig) -> SearchResults | None:
+    """What a results file holds for this model; None without a file: round to nearest."""
+    from awq import results
+    from awq.progress import say
+
+    return None if path is None else results.load_results(path, model.identity(), config, model.shapes(), say)
+
+
+def dump_quant(args: argparse.Namespace, config: QuantConfig, results_file: Path | None) -> None:
+    """4-bit checkpoint."""
+    from awq import dump
+    from awq.model import open_model
+    from awq.network import named_dtype
+    from awq.progress import say
+
+    dump.check_dump(args.dump_quant)
+    model = open_model(args.model_path)
+    found = load_results(results_file, model, config)
+    say(f"4-bit checkpoint saved: {dump.write_dump(args.dump_quant, model, config, found, named_dtype(args.dtype))}")
+
+
+def dump_fake(args: argparse.Namespace, config: QuantConfig, results_file: Path | None) -> None:
+    """16-bit model folder with the weights that the codes stand for."""
+    from awq import dump
+    from awq.model import open_model
+    from awq.network import named_dtype
+    from awq.progress import say
+
+    dump.check_dump(args.dump_fake)
+    model = open_model(args.model_path)
+    dump.write_fake(args.dump_fake, model, config, load_results(results_file, model, config), named_dtype(args.dtype))
+    say(f"fake-quantized model saved: {args.dump_fake}")
+
+
+def evaluate(args: argparse.Namespace, config: QuantConfig | None, results_file: Path | None) -> None:
+    """Perplexities and task scores; printed, and written to --output_path."""
+    from awq import report, tasks
+    from awq.evaluate import network_logits, perplexity
+    from awq.model import encode, load_tokenizer, window_limit
+
+    texts, others = tasks.texts(args.tasks, args.eval_file)
+    tokenizer = load_tokenizer(args.model_path)
+    scores: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = real_checkpoint(args, config, results_file, Path(scratch))
+        if checkpoint is None or args.q_backend == "fake" or others:
+            network = fake_network(args, config, results_file, checkpoint)
+            logits: Logits = partial(network_logits, network)
+            if others:
+                scores |= tasks.lm_eval(network, tokenizer, others, args.batch_size, args.num_fewshot)
+        if checkpoint is not None and args.q_backend != "fake":
+            logits = real_logits(args.model_path, checkpoint)
+        seqlen = min(args.eval_seqlen, window_limit(args.model_path))
+        for name, text in texts.items():
+            scores[name] = asdict(perplexity(logits, encode(tokenizer, text), seqlen, args.eval_windows))
+    report.show(scores)
+    if args.output_path:
+        report.write(args.output_path, scores, vars(args))
+
+
+def real_checkpoint(
+    args: argparse.Namespace, config: QuantConfig | None, results_file: Path | None, scratch: Path
+) -> Path | None:
+    """The 4-bit checkpoint to evaluate: the one that is named, or for --q_backend real a temporary one."""
+    from awq import dump
+    from awq.model import open_model
+    from awq.network import named_dtype
+
+    if config is None:
+        return None
+    if args.load_quant or args.dump_quant:
+        path = dump.find_dump(args.load_quant or args.dump_quant)
+        dump.check_settings(path, args.model_path, config)
+        return path
+    if args.q_backend != "real":
+        return None
+    model = open_model(args.model_path)
+    found = load_results(results_file, model, config)
+    return dump.write_dump(scratch / "checkpoint", model, config, found, named_dtype(args.dtype))
+
+
+def fake_network(
+    args: argparse.Namespace, config: QuantConfig | None, results_file: Path | None, checkpoint: Path | None
+) -> nn.Module:
+    """The transformers model, with the weights that the codes stand for where there is a `config`."""
+    from awq import network
+    from awq.apply import QuantizedModel
+    from awq.formats import dequantized_state, open_checkpoint
+    from awq.model import open_model
+
+    model = open_model(args.model_path)
+    result = network.load_network(args.model_path, model.compute_dtype(args.dtype))
+    if checkpoint is not None:
+        network.fill(result, dequantized_state(open_checkpoint(args.model_path, checkpoint)))
+    elif config is not None:
+        found = load_results(results_file, model, config)
+        network.fill(result, QuantizedModel(model, config, found, network.named_dtype(args.dtype)).weights())
+    return network.place(result, dict(args.max_memory or []) or None, args.parallel, args.auto_parallel)
+
+
+def real_logits(model_path: Path, checkpoint: Path) -> Logits:
+    """Logits through tinyserve's own layers and kernels.
+
+    Raises:
+        UserError: tinyserve cannot load this model.
+    """
+    import torch
+
+    from tinyserve.models import evaluation, loader
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        model = loader.load_model(model_path, checkpoint, "W4A16", device=device)
+    except ValueError as error:
+        raise UserError(f"--q_backend real: {error}; --q_backend fake evaluates it with transformers") from error
+    return lambda window: evaluation.logits(model, window.unsqueeze(0))[0]
 
 
 if __name__ == "__main__":

@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """Names the flag, file, field or layer, what came and what is allowed; the command line prints it without a trace."""
+    """Names the flag, file, field or layer, what came and what is allowed; printed without a stack trace."""

@@ -1,18 +1,24 @@
 """A 16-bit model folder as the search sees it: its configuration, mapping, tensors and identity.
 
-It checks that there is something to quantize and says which model it is. What is done to the weights is decided elsewhere.
+It checks that there is something to quantize and says which model it is. What is done to the weights is decided
+elsewhere.
 """
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from awq.errors import UserError
 from awq.formats import Checkpoint, open_checkpoint
+from awq.formats.checkpoint import GROUP_SIZES
 from awq.mappings import Architecture, architecture_of
+from awq.network import compute_dtype, named_dtype
+from awq.quantize import QuantConfig
 from awq.results import ModelIdentity
 
 
@@ -44,6 +50,30 @@ class ModelFolder:
         """Shape of every tensor of the blocks."""
         names = [name for name in self.checkpoint.names() if self.architecture.block_of(name) is not None]
         return {name: self.shape(name) for name in names}
+
+    def check_group(self, config: QuantConfig) -> None:
+        """Refuses a group size that does not divide the input channels of every Linear.
+
+        Raises:
+            UserError: names the layer, its K, the group size and what would do.
+        """
+        for module in self.linears():
+            k = self.shape(f"{module}.weight")[1]
+            if config.group_size != -1 and k % config.group_size != 0:
+                fits = [str(group) for group in GROUP_SIZES if k % group == 0]
+                raise UserError(
+                    f"--q_group_size {config.group_size} does not divide the {k} input channels of {module}; "
+                    f"use {', '.join([*fits, '-1'])}"
+                )
+
+    def dtype(self) -> torch.dtype:
+        """Of the first Linear's weight, as stored."""
+        return self.checkpoint.tensor(f"{self.linears()[0]}.weight").dtype
+
+    def compute_dtype(self, flag: str) -> torch.dtype:
+        """The type to compute in under --dtype `flag`."""
+        stored = self.dtype()
+        return compute_dtype(named_dtype(flag) or (torch.float16 if stored == torch.float32 else stored))
 
     def identity(self) -> ModelIdentity:
         """What a file of search results is tied to."""
@@ -104,3 +134,13 @@ def load_tokenizer(path: Path) -> Any:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no usable tokenizer: {str(error).splitlines()[0]}") from error
+
+
+def encode(tokenizer: Any, text: str) -> Tensor:
+    """Token ids int64 [n] of a whole text, with what the tokenizer puts before texts."""
+    return torch.tensor(tokenizer(text, verbose=False)["input_ids"])
+
+
+def window_limit(path: Path) -> int:
+    """The longest window that the model of a folder can read."""
+    return int(open_checkpoint(path).config.get("max_position_embeddings") or sys.maxsize)

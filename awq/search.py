@@ -1,0 +1,171 @@
+"""The search of one block and of a whole model: capture, scales, clips, next block.
+
+Blocks are searched one after another on the outputs of the unquantized blocks before them, as in llm-awq. How a scale
+or a bound is judged is decided in scale_search.py and clip_search.py.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from awq.apply import Adjustment
+from awq.capture import BlockInputs, BlockRecord, blocks_of, first_inputs, recording, run_block
+from awq.clip_search import best_bounds
+from awq.errors import UserError
+from awq.mappings import Architecture, Group
+from awq.progress import track
+from awq.quantize import QuantConfig
+from awq.results import ClipItem, ScaleItem, SearchResults
+from awq.scale_search import ScaleChoice, best_scale, gram_loss, scaled_error
+from awq.unfinished import UnfinishedSearch
+
+Method = Literal["fast", "exact"]
+BATCH_TOKENS = 2048  # of one pass through a block
+
+
+@dataclass(frozen=True)
+class BlockSearch:
+    """How every block is searched."""
+
+    architecture: Architecture
+    config: QuantConfig
+    method: Method = "fast"
+
+    @torch.inference_mode()
+    def __call__(self, block: nn.Module, index: int, inputs: BlockInputs) -> tuple[SearchResults, BlockInputs]:
+        """Scales and clips of one block, and what the next block reads.
+
+        Raises:
+            UserError: weights or activations are not finite; names the layer.
+        """
+        name = self.architecture.block(index)
+        _check_finite(block, name)
+        with recording(block, self.architecture.groups, keep_inputs=self.method == "exact") as record:
+            outputs = self.pass_through(block, index, inputs)
+        scales = {
+            group: self._scale(block, group, record, name)
+            for group in self.architecture.groups
+            if not (group.through_value and not _same_shape(block, group))
+        }
+        items = [
+            ScaleItem(f"{name}.{group.prev}", tuple(f"{name}.{layer}" for layer in group.layers), choice.scales.cpu())
+            for group, choice in scales.items()
+        ]
+        adjust = Adjustment(SearchResults(items))
+        clips = []
+        for group in self.architecture.groups:
+            gram = record.statistics[group].mean_gram()
+            if group in scales:
+                t = scales[group].scales
+                gram = gram / t / t[:, None]  # the inputs of the scaled layer are x / t
+            for layer in group.layers:
+                if layer not in self.architecture.unclipped:
+                    weight = adjust(f"{name}.{layer}.weight", _weight(block, layer))
+                    clips.append(ClipItem(f"{name}.{layer}", best_bounds(weight, gram, self.config).cpu()))
+        return SearchResults(items, clips), outputs
+
+    def pass_through(self, block: nn.Module, index: int, inputs: BlockInputs) -> BlockInputs:
+        """What the next block reads."""
+        batch = max(1, BATCH_TOKENS // inputs.hidden.shape[1])
+        return run_block(block, inputs, batch, self.architecture.block(index))
+
+    def _scale(self, block: nn.Module, group: Group, record: BlockRecord, name: str) -> ScaleChoice:
+        statistics = record.statistics[group]
+        try:
+            if self.method == "fast":
+                weight = torch.cat([_weight(block, layer).float() for layer in group.layers])
+                gram = statistics.mean_gram()
+                return best_scale(statistics.mean_abs(), lambda t: gram_loss(weight, t, gram, self.config))
+            with output_loss(block, group, record, self.config) as loss:
+                return best_scale(statistics.mean_abs(), loss)
+        except ValueError as error:
+            raise UserError(f"{name}.{group.layers[0]}: {error}") from error
+
+
+def search_model(
+    network: nn.Module,
+    search: BlockSearch,
+    tokens: Tensor,
+    layers: tuple[int, int] | None,
+    unfinished: UnfinishedSearch,
+) -> SearchResults:
+    """Searches the blocks of a model; those that `unfinished` knows are only run through.
+
+    Args:
+        tokens: calibration windows int64 [n, L].
+        layers: first block and the one after the last; None: all.
+
+    Raises:
+        UserError: layers that the model does not have, or values that are not finite.
+    """
+    blocks = blocks_of(network, search.architecture)
+    first, end = layers or (0, len(blocks))
+    if end > len(blocks):
+        raise UserError(f"--layers {first}:{end}: the model has {len(blocks)} layers")
+    known = {index: found for index in range(first, end) if (found := unfinished.block(index)) is not None}
+    inputs = first_inputs(network, search.architecture, tokens)
+    results = SearchResults()
+    for index in track(range(end), "search: layer"):
+        if index not in known and index >= first:
+            known[index], inputs = search(blocks[index], index, inputs)
+            unfinished.keep_block(index, known[index])
+        elif any(later not in known for later in range(max(index, first), end)):
+            inputs = search.pass_through(blocks[index], index, inputs)
+        if index in known:
+            results.scales.extend(known[index].scales)
+            results.clips.extend(known[index].clips)
+    return results
+
+
+@contextmanager
+def output_loss(
+    block: nn.Module, group: Group, record: BlockRecord, config: QuantConfig
+) -> Iterator[Callable[[Tensor], float]]:
+    """The paper's loss: the mean squared change of the inspected module's output when the group is scaled and rounded.
+
+    Yields a function of t; the weights are back when the block ends.
+    """
+    module = block.get_submodule(group.inspect)
+    calls = record.inputs[group.inspect]
+    linears = [block.get_submodule(layer) for layer in group.layers]
+    originals = [_weight(block, layer) for layer in group.layers]
+    expected = [_output(module, call) for call in calls]
+
+    def loss(t: Tensor) -> float:
+        for linear, weight in zip(linears, originals, strict=True):
+            changed = weight.float() + scaled_error(weight.float(), t, config)
+            linear.weight = nn.Parameter(changed.to(weight.dtype), requires_grad=False)
+        total = count = 0.0
+        for call, output in zip(calls, expected, strict=True):
+            total += float((_output(module, call) - output).float().square().sum())
+            count += output.numel()
+        return total / count
+
+    try:
+        yield loss
+    finally:
+        for linear, weight in zip(linears, originals, strict=True):
+            linear.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def _output(module: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
+    result = module(*call[0], **call[1])
+    return result[0] if isinstance(result, tuple) else result
+
+
+def _weight(block: nn.Module, layer: str) -> Tensor:
+    return block.get_parameter(f"{layer}.weight").data
+
+
+def _same_shape(block: nn.Module, group: Group) -> bool:
+    return _weight(block, group.prev).shape == _weight(block, group.layers[0]).shape
+
+
+def _check_finite(block: nn.Module, name: str) -> None:
+    for tensor, value in block.named_parameters():
+        if not torch.isfinite(value).all():
+            raise UserError(f"{name}.{tensor} holds NaN or infinite values")

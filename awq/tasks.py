@@ -1,0 +1,69 @@
+"""What a model is evaluated on besides a local file: WikiText-2 perplexity and the tasks of lm-eval.
+
+It gives texts and scores; how a window is scored is decided in evaluate.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from awq.calibration import read_text
+from awq.errors import UserError
+
+WIKITEXT = "wikitext"
+
+
+def texts(tasks: str | None, file: Path | None) -> tuple[dict[str, str], list[str]]:
+    """The texts whose perplexity is wanted, by name, and the tasks left for lm-eval.
+
+    Args:
+        tasks: the value of --tasks.
+        file: the value of --eval_file.
+
+    Raises:
+        UserError: a text cannot be had.
+    """
+    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    found = {} if file is None else {str(file): read_text(file, "--eval_file")}
+    if WIKITEXT in names:
+        found[WIKITEXT] = wikitext()
+    return found, [name for name in names if name != WIKITEXT]
+
+
+def wikitext() -> str:
+    """The test part of WikiText-2, joined as in llm-awq.
+
+    Raises:
+        UserError: the data set cannot be had here.
+    """
+    try:
+        from datasets import load_dataset
+
+        rows = load_dataset("wikitext", "wikitext-2-raw-v1", split="test")
+    except Exception as error:  # not installed, no network, no such set: the library raises its own types for each
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"--tasks wikitext: the data set cannot be had ({reason}); use --eval_file TEXT for a local file"
+        ) from error
+    return "\n\n".join(rows["text"])
+
+
+def lm_eval(network: Any, tokenizer: Any, tasks: Sequence[str], batch_size: int, num_fewshot: int) -> Mapping[str, Any]:
+    """Scores of lm-eval's tasks by name.
+
+    Raises:
+        UserError: lm-eval is not installed, or does not know or cannot run a task.
+    """
+    names = ", ".join(tasks)
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+    except ImportError as error:
+        raise UserError(f"--tasks {names}: tasks other than wikitext need `pip install lm-eval`") from error
+    model = HFLM(pretrained=network, tokenizer=tokenizer, batch_size=batch_size)
+    try:
+        output = simple_evaluate(model=model, tasks=list(tasks), num_fewshot=num_fewshot)
+    except Exception as error:  # unknown tasks, data that cannot be had: lm-eval raises many types
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--tasks {names}: lm-eval failed: {reason}") from error
+    return output["results"]
