@@ -7,20 +7,18 @@
 //
 // A row is one query of one head. All heads that share a key head are rows of one task, so keys and values are read and
 // turned into fp32 panels once for all of them. Long contexts with few rows are cut into tasks along the context.
+#include "attention_plan.h"
+#include "attention_tile.h"
 #include "panels.h"
 #include "vec_math.h"
 
 #include <algorithm>
 #include <memory>
 #include <new>
-#include <vector>
 
 namespace tinyserve::cpu::TINYSERVE_ISA {
 namespace {
 
-constexpr int64_t kTile = 128;              // keys
-constexpr int64_t kMaxRowElements = 12288;  // rows of a task times D: they stay in the second-level cache with a tile
-constexpr int64_t kMaxSplitRows = 64;       // with more rows there are tasks enough without cutting the context
 constexpr int64_t kMinTaskOperations = 1 << 17;  // multiplications worth waking a thread for
 
 // Floats at addresses that vectors like, not initialised.
@@ -36,66 +34,6 @@ class Floats {
   static constexpr std::align_val_t kAlignment{64};
   float* data_;
 };
-
-// Queries [first_query, end_query) of a request over the keys in tiles [first_tile, end_tile).
-struct Task {
-  int64_t request, kv_head, first_query, end_query, first_tile, end_tile;
-  int64_t partials;  // where its first tile's partial results go; -1: this task covers all tiles and writes the output
-
-  int64_t cost() const { return (end_query - first_query) * (end_tile - first_tile); }
-};
-
-struct Plan {
-  std::vector<Task> tasks;   // longest first
-  std::vector<Task> merges;  // what was cut, with all of its tiles
-  int64_t partial_floats = 0;
-};
-
-struct Sizes {
-  int64_t group, dim, padded_dim;  // query heads per key head; D; D rounded up to whole panels
-
-  explicit Sizes(const PagedAttentionArgs& a)
-      : group(a.num_heads / a.num_kv_heads), dim(a.head_dim), padded_dim((a.head_dim + kPanel - 1) / kPanel * kPanel) {}
-  // one row of one tile: the weighted values, then maximum and sum
-  int64_t partial_floats() const { return padded_dim + 2; }
-  int64_t queries_per_task() const {
-    return std::max<int64_t>(1, std::clamp<int64_t>(kMaxRowElements / dim, 48, 192) / group);
-  }
-};
-
-int64_t tiles_before(int64_t key) { return (key + kTile - 1) / kTile; }
-
-Plan make_plan(const PagedAttentionArgs& a) {
-  const Sizes sizes(a);
-  int64_t total_tiles = 0;
-  for (int64_t b = 0; b < a.num_requests; ++b) total_tiles += tiles_before(a.context_lens[b]) * a.num_kv_heads;
-  const int64_t span =
-      std::clamp<int64_t>(total_tiles / 64, 1, 8);  // few tiles: one to a task, so that no thread waits
-  Plan plan;
-  for (int64_t b = 0; b < a.num_requests; ++b) {
-    const int64_t query_len = a.query_starts[b + 1] - a.query_starts[b], per_task = sizes.queries_per_task();
-    for (int64_t first = 0; first < query_len; first += per_task) {
-      const int64_t end = std::min(query_len, first + per_task), rows = (end - first) * sizes.group;
-      const int64_t tiles = tiles_before(a.context_lens[b] - query_len + end);
-      const bool cut = rows <= kMaxSplitRows && tiles > span;
-      for (int64_t head = 0; head < a.num_kv_heads; ++head) {
-        const Task whole{b, head, first, end, 0, tiles, cut ? plan.partial_floats : -1};
-        if (!cut) {
-          plan.tasks.push_back(whole);
-          continue;
-        }
-        plan.merges.push_back(whole);
-        for (int64_t tile = 0; tile < tiles; tile += span) {
-          plan.tasks.push_back({b, head, first, end, tile, std::min(tiles, tile + span), plan.partial_floats});
-          plan.partial_floats += (plan.tasks.back().end_tile - tile) * rows * sizes.partial_floats();
-        }
-      }
-    }
-  }
-  std::stable_sort(plan.tasks.begin(), plan.tasks.end(),
-                   [](const Task& x, const Task& y) { return x.cost() > y.cost(); });
-  return plan;
-}
 
 // The running result of one row: sum over keys of 2^(score - max) * value, and of 2^(score - max).
 struct Running {
@@ -122,6 +60,7 @@ class Worker {
         sizes_(args),
         max_rows_(sizes_.queries_per_task() * sizes_.group),
         partials_(partials),
+        tile_(args, sizes_),
         queries_(max_rows_ * sizes_.padded_dim),
         values_(max_rows_ * sizes_.padded_dim),
         running_(new Running[max_rows_]),
@@ -134,6 +73,8 @@ class Worker {
     const int64_t rows = (task.end_query - task.first_query) * sizes_.group;
     const int64_t seen = first_visible(task) + task.end_query - task.first_query - 1;  // keys that its last query sees
     const bool whole = task.partials < 0;
+    keeps_panels_ = rows > kPanelRows;
+    tile_.start(task, seen);
     for (int64_t r = 0; r < rows; ++r) load_query(row_of(task, r), queries_ + r * sizes_.padded_dim);
     if (whole) {
       std::fill_n(static_cast<float*>(values_), rows * sizes_.padded_dim, 0.f);
@@ -141,7 +82,11 @@ class Worker {
     }
     for (int64_t tile = task.first_tile; tile < task.end_tile; ++tile) {
       const int64_t first_key = tile * kTile;
-      fill_panels(task, first_key, std::min(kTile, seen - first_key));
+      tile_.next(first_key);
+      if (keeps_panels_) {
+        tile_.turn_keys(0, tile_.num_panels(), key_panels_);
+        tile_.copy_values(value_panels_);
+      }
       for (int64_t r = 0; r < rows; r += kPanelRows) {
         const int64_t count = std::min<int64_t>(kPanelRows, rows - r);
         const int64_t partial = task.partials + ((tile - task.first_tile) * rows + r) * sizes_.partial_floats();
@@ -197,35 +142,6 @@ class Worker {
     for (int64_t d = 0; d < sizes_.dim; d += kWidth) store_part(to + d, load(values + d) * (1.f / sum), sizes_.dim - d);
   }
 
-  // Keys [first, first + count) as panels of kPanel keys, values as panels of kPanel channels.
-  void fill_panels(const Task& task, int64_t first, int64_t count) {
-    const int32_t* table = a_.block_tables + task.request * a_.max_blocks;
-    int64_t rows[kTile];  // where each key and value lies
-    int64_t block = first / a_.block_size, offset = first % a_.block_size;
-    for (int64_t j = 0; j < count; ++j) {
-      rows[j] = ((table[block] * a_.num_kv_heads + task.kv_head) * a_.block_size + offset) * sizes_.dim;
-      if (++offset == a_.block_size) ++block, offset = 0;
-    }
-    const int64_t padded = (count + kPanel - 1) / kPanel * kPanel;
-    for (int64_t j = count; j < padded; ++j) rows[j] = rows[count - 1];  // any key: its score is masked
-    const T *keys = static_cast<const T*>(a_.k_cache), *values = static_cast<const T*>(a_.v_cache);
-    for (int64_t j = 0; j < padded; j += kWidth) {
-      float* panel = key_panels_ + j / kPanel * kPanel * sizes_.dim + j % kPanel;
-      for (int64_t d = 0; d < sizes_.dim; d += kWidth) {
-        Vec part[kWidth];
-        for (int i = 0; i < kWidth; ++i) part[i] = load_part(keys + rows[j + i] + d, sizes_.dim - d);
-        transpose(part);
-        const int64_t channels = std::min<int64_t>(kWidth, sizes_.dim - d);
-        for (int64_t i = 0; i < channels; ++i) store(panel + (d + i) * kPanel, part[i]);
-      }
-    }
-    for (int64_t d = 0; d < sizes_.padded_dim; d += kWidth) {
-      float* panel = value_panels_ + d / kPanel * kPanel * kTile + d % kPanel;
-      for (int64_t j = 0; j < count; ++j)
-        store(panel + j * kPanel, d < sizes_.dim ? load_part(values + rows[j] + d, sizes_.dim - d) : Vec{});
-    }
-  }
-
   // The partial results of rows [first_row, first_row + count) for the tile in the panels.
   void attend(const Task& task, int64_t first_key, int64_t first_row, int64_t count, float* out) {
     const int64_t stride = sizes_.partial_floats(), first_seen = first_visible(task) - first_key;
@@ -235,17 +151,10 @@ class Worker {
       limit = std::max(limit, visible[i]);
     }
     const int64_t num_panels = (limit + kPanel - 1) / kPanel;
-    multiply({.rows = queries_ + first_row * sizes_.padded_dim,
-              .panels = key_panels_,
-              .out = scores_,
-              .row_stride = sizes_.padded_dim,
-              .panel_stride = kPanel * sizes_.dim,
-              .out_stride = kTile,
-              .depth = sizes_.dim,
-              .num_panels = num_panels},
-             count);
+    score(first_row, count, num_panels);
     for (int64_t i = 0; i < count; ++i)
       softmax(scores_ + i * kTile, visible[i], num_panels * kPanel, out + i * stride + sizes_.padded_dim);
+    if (!keeps_panels_) return tile_.weigh({scores_, out, kTile, stride, limit}, count);
     multiply({.rows = scores_,
               .panels = value_panels_,
               .out = out,
@@ -255,6 +164,24 @@ class Worker {
               .depth = limit,
               .num_panels = sizes_.padded_dim / kPanel},
              count);
+  }
+
+  // Products of `count` queries with the keys of the tile's first panels.
+  void score(int64_t first_row, int64_t count, int64_t num_panels) {
+    const int64_t step = keeps_panels_ ? num_panels : panels_at_once(count);
+    for (int64_t panel = 0; panel < num_panels; panel += step) {
+      const int64_t at_once = std::min(step, num_panels - panel);
+      if (!keeps_panels_) tile_.turn_keys(panel, at_once, key_panels_);
+      multiply({.rows = queries_ + first_row * sizes_.padded_dim,
+                .panels = key_panels_,
+                .out = scores_ + panel * kPanel,
+                .row_stride = sizes_.padded_dim,
+                .panel_stride = kPanel * sizes_.dim,
+                .out_stride = kTile,
+                .depth = sizes_.dim,
+                .num_panels = at_once},
+               count);
+    }
   }
 
   // Scores [width] -> 2^(score - max), 0 from `visible` on; max_sum gets the maximum and the sum.
@@ -277,6 +204,9 @@ class Worker {
   const Sizes sizes_;
   const int64_t max_rows_;
   float* const partials_;
+  Tile<T> tile_;
+  bool keeps_panels_ =
+      false;  // whether a tile's panels are made once for many rows, or piece by piece as they are needed
   Floats queries_, values_;  // [max_rows, padded_dim]
   std::unique_ptr<Running[]> running_;
   Floats key_panels_, value_panels_;

@@ -39,9 +39,12 @@ void multiply_block(const PanelProduct& p, int64_t first_panel) {
       store(p.out + r * p.out_stride + first_panel * kPanel + v * kWidth, sums[r][v]);
 }
 
+// With few rows, enough panels for the sums to hide an FMA's latency.
+constexpr int panels_at_once(int64_t rows) { return rows <= 2 ? 4 : rows == 3 ? 2 : 1; }
+
 template <int Rows>
 void multiply_rows(const PanelProduct& p) {
-  constexpr int kPanelsAtOnce = Rows <= 2 ? 4 : Rows == 3 ? 2 : 1;  // few rows: enough sums to hide an FMA's latency
+  constexpr int kPanelsAtOnce = panels_at_once(Rows);
   int64_t panel = 0;
   for (; panel + kPanelsAtOnce <= p.num_panels; panel += kPanelsAtOnce) multiply_block<Rows, kPanelsAtOnce>(p, panel);
   for (; panel < p.num_panels; ++panel) multiply_block<Rows, 1>(p, panel);
