@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,19 @@ END_SECONDS = 20.0
 class Server:
     """One process, with what it wrote so far."""
 
-    def __init__(self, module: str, arguments: list[str]) -> None:
+    def __init__(
+        self, module: str, arguments: list[str], cwd: Path = ROOT, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """
+        Args:
+            cwd: where it runs; this package is importable from its own root only.
+            environment: variables beyond those of this process.
+        """
         self.module = module
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         command = [sys.executable, "-m", module, *arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=self._log, stderr=self._log, env=environment)
+        variables = {"OMP_NUM_THREADS": "1", **os.environ, **(environment or {})}
+        self.process = subprocess.Popen(command, cwd=cwd, stdout=self._log, stderr=self._log, env=variables)
 
     def output(self) -> str:
         """Everything the process has written."""
@@ -52,9 +59,11 @@ class Server:
 
 
 @contextmanager
-def start(module: str, arguments: list[str]) -> Iterator[Server]:
+def start(
+    module: str, arguments: list[str], cwd: Path = ROOT, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
     """Runs `python -m module arguments` inside the with block."""
-    server = Server(module, arguments)
+    server = Server(module, arguments, cwd, environment)
     try:
         yield server
     finally:

@@ -17,7 +17,7 @@ FAST = 1e6  # under shortest_queue the worker with this speed is chosen first
 
 @pytest.fixture(scope="module")
 def controller() -> Iterator[Member]:
-    flags = ["--heart-beat-sweep", "0.2", "--next-token-timeout", "2", "--first-token-timeout", "3"]
+    flags = ["--heart-beat-sweep", "1", "--next-token-timeout", "2", "--first-token-timeout", "3"]
     with Fleet() as fleet:
         yield fleet.controller(*flags, "--probe-timeout", "0.5")
 
@@ -59,7 +59,7 @@ def test_a_worker_registered_by_hand_comes_back_when_it_answers_again(
     assert f":{port}" in record["text"]
     assert address(controller, model) == ""
     fleet.start("tests.serve.faulty_worker", "--fault", "split", "--model", model, port=port)
-    wait_until("the sweep finds it", lambda: address(controller, model) != "", 10)
+    wait_until("the controller finds it", lambda: address(controller, model) != "", 10)
 
 
 def test_a_killed_worker_ends_its_streams_with_a_record_and_the_next_request_goes_elsewhere(

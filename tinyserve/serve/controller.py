@@ -153,13 +153,12 @@ class Controller:
             self._refreshing = asyncio.ensure_future(self._ask(list(self.registry), remove_silent=True))
         await asyncio.shield(self._refreshing)
 
-    async def sweep(self) -> None:
-        """What is done from time to time: silent workers go, suspended ones that answer come back."""
+    def sweep(self) -> None:
+        """What is done from time to time: workers whose heart beats stopped go."""
         self.registry.expire(self.settings.heart_beat.expiry)
-        await self._ask([worker for worker in self.registry if worker.suspended], remove_silent=False)
 
     async def check(self, worker: Worker) -> None:
-        """Suspends the worker unless it answers."""
+        """Asks the worker for its status: it is suspended unless it answers, and in use again when it does."""
         await self._ask([worker], remove_silent=False)
 
     async def _ask(self, workers: Sequence[Worker], remove_silent: bool) -> None:
@@ -223,7 +222,7 @@ def _positive(text: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Runs a controller until SIGINT or SIGTERM; 1 when it cannot listen."""
     args = _parser().parse_args(argv)
-    logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     settings = ControllerSettings(
         heart_beat=HeartBeatSettings(args.heart_beat_sweep, args.heart_beat_expiration),
         timeouts=ProxyTimeouts(args.connect_timeout, args.first_token_timeout, args.next_token_timeout),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # controller.py imports this module
 logger = logging.getLogger(__name__)
 
 MAX_CONTROL_BODY_BYTES = 1 << 20
+FIRST_RECHECK_SECONDS = 0.5  # after a worker could not be reached; doubles up to the time between two sweeps
 MAX_HOPS = 8  # controllers behind controllers; more must be a ring
 
 
@@ -72,10 +73,19 @@ class _Services:
         await self.proxy.close()
 
     def _suspect(self, worker: Worker) -> None:
-        """Asks the worker whether it lives, once at a time."""
+        """Asks the worker whether it lives, again and again until it does; one such watch per worker."""
         if worker.name not in self._tasks:
-            task = self._tasks[worker.name] = asyncio.ensure_future(self._controller.check(worker))
+            task = self._tasks[worker.name] = asyncio.ensure_future(self._watch(worker))
             task.add_done_callback(lambda _: self._tasks.pop(worker.name, None))
+
+    async def _watch(self, worker: Worker) -> None:
+        # Soon at first: upstream's workers register a moment before they listen.
+        wait_seconds = FIRST_RECHECK_SECONDS
+        await self._controller.check(worker)
+        while worker.suspended and self._controller.registry.get(worker.name) is worker:
+            await asyncio.sleep(wait_seconds)
+            wait_seconds = min(2 * wait_seconds, self._controller.settings.heart_beat.sweep)
+            await self._controller.check(worker)
 
 
 def _add_control_routes(app: FastAPI, controller: "Controller") -> None:

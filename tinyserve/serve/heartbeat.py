@@ -7,7 +7,7 @@ Knows no HTTP and no table: what to do at each look is passed in.
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
@@ -27,11 +27,11 @@ class HeartBeatSettings:
                 raise ValueError(f"heart beat {name} must be a number of seconds above 0, got {value!r}")
 
 
-async def sweep_forever(sweep: Callable[[], Awaitable[None]], seconds: float) -> None:
+async def sweep_forever(sweep: Callable[[], object], seconds: float) -> None:
     """Calls `sweep` every `seconds`, until cancelled. One failing sweep does not end the watch."""
     while True:
         await asyncio.sleep(seconds)
         try:
-            await sweep()
+            sweep()
         except Exception:
             logger.exception("a sweep over the workers failed; the next one is in %g s", seconds)

@@ -7,6 +7,7 @@ connection to the worker at once, which is how the worker learns of it. Which wo
 
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ class StreamProxy:
         """
         Args:
             choose: the worker for a model, leaving out the names given; None when there is none.
-            suspect: called when a stream of a worker broke, though the worker may still live.
+            suspect: called when a worker failed, to find out whether it lives.
         """
         self.registry = registry
         self.choose = choose
@@ -146,7 +147,7 @@ class _ProxyResponse(Response):
                     proxy.registry.suspend(worker, str(lost))
                 else:
                     drops += 1
-                    proxy.suspect(worker)
+                proxy.suspect(worker)
                 if not lost.may_retry or drops == MAX_DROPS:
                     break
         if failure is None:
@@ -165,7 +166,9 @@ class _ProxyResponse(Response):
                     allow_redirects=False,
                 )
         except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError) as error:  # the latter: while connecting
-            raise Lost(f"worker {name} cannot be reached: {error}", worker_is_gone=True, may_retry=True) from None
+            raise Lost(
+                f"worker {name} cannot be reached: {_text(error)}", worker_is_gone=True, may_retry=True
+            ) from None
         except asyncio.TimeoutError:
             raise Lost(f"worker {name} gave no answer within {timeouts.first_record:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
@@ -247,4 +250,9 @@ async def _client_leaves(receive: Receive) -> None:
 
 
 def _text(error: Exception) -> str:
+    """What happened, in the system's words where aiohttp has its own."""
+    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
+        return os.strerror(error.os_error.errno)
+    if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
+        return "the connection was closed"
     return str(error) or type(error).__name__

@@ -9,82 +9,58 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import requests
-
+from tinyserve.serve.client import ServerError, model_names, post, stream
 from tinyserve.serve.conversation import NO_COLON_TWO
 from tinyserve.serve.conversation import prompt as build_prompt
-from tinyserve.serve.wire import RecordDecoder
 
-CONTROL_SECONDS = 30.0  # for calls that generate nothing
-STREAM_SECONDS = 600.0  # of silence in the stream
 LLAVA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 
 
-class Failed(Exception):
-    """The message got no answer; the text says at which step and why."""
-
-
-def _post(url: str, body: dict[str, Any] | None = None) -> Any:
-    try:
-        response = requests.post(url, json=body, timeout=CONTROL_SECONDS)
-    except requests.RequestException as error:
-        raise Failed(f"{url} does not answer: {error}") from None
-    if response.status_code != 200:
-        raise Failed(f"{url} answered {response.status_code}: {response.text[:500]}")
-    return response.json()
-
-
 def find_worker(controller_address: str, model_name: str | None) -> tuple[str, str]:
-    """Address of a worker and the model to ask it for: the named one, or the first that the controller lists."""
-    _post(controller_address + "/refresh_all_workers")
-    models = sorted(_post(controller_address + "/list_models")["models"])
+    """Address of a worker and the model to ask it for: the named one, or the first that the controller lists.
+
+    Raises:
+        ServerError: the controller does not answer, or has no worker for the model.
+    """
+    post(controller_address, "/refresh_all_workers")
+    models = sorted(model_names(controller_address, None))
     print(f"Models: {models}")
     if model_name is None and not models:
-        raise Failed(f"no worker is registered at {controller_address}")
+        raise ServerError(f"no worker is registered at {controller_address}")
     model_name = model_name or models[0]
-    address = _post(controller_address + "/get_worker_address", {"model": model_name})["address"]
+    address = post(controller_address, "/get_worker_address", {"model": model_name})["address"]
     print(f"worker_addr: {address}")
     if not address:
-        raise Failed(f"no worker serves --model-name {model_name!r}; available: {', '.join(models) or 'none'}")
+        raise ServerError(f"no worker serves --model-name {model_name!r}; available: {', '.join(models) or 'none'}")
     return address, model_name
 
 
 def prompt_and_stop(worker_address: str, model_name: str, message: str) -> tuple[str, str | None]:
     """The prompt for one message and where its answer ends."""
     try:
-        conv = _post(worker_address + "/worker_get_conv_template", {"model": model_name})["conv"]
+        conv = post(worker_address, "/worker_get_conv_template", {"model": model_name})["conv"]
         if conv["sep_style"] == NO_COLON_TWO:
             return build_prompt(conv, [{"role": "user", "content": message}]), conv["stop_str"]
-    except (Failed, KeyError, TypeError):
+    except (ServerError, KeyError, TypeError):
         pass  # LLaVA's workers have no such route
     return f"{LLAVA_SYSTEM} USER: {message} ASSISTANT:", "</s>"
 
 
-def stream(worker_address: str, request: dict[str, Any]) -> Iterator[str]:
+def answer(worker_address: str, request: dict[str, Any]) -> Iterator[str]:
     """The pieces of the answer.
 
     Raises:
-        Failed: the worker cannot be reached, or a record says what went wrong.
+        ServerError: the worker cannot be reached, or a record says what went wrong.
     """
-    url = worker_address + "/worker_generate_stream"
-    decoder = RecordDecoder()
     seen = len(request["prompt"])
-    try:
-        with requests.post(url, json=request, stream=True, timeout=STREAM_SECONDS) as response:
-            if response.status_code != 200:
-                raise Failed(f"{url} answered {response.status_code}: {response.text[:500]}")
-            for data in response.iter_content(chunk_size=None):
-                for record in decoder.feed(data):
-                    if record["error_code"] != 0:
-                        raise Failed(f"{record['text']} (error_code: {record['error_code']})")
-                    yield record["text"][seen:]
-                    seen = max(seen, len(record["text"]))
-        decoder.finish()
-    except (requests.RequestException, OSError, ValueError) as error:
-        raise Failed(f"{url}: {error}") from None
+    for record in stream(worker_address, request):
+        if record["error_code"] != 0:
+            raise ServerError(f"{record['text']} (error_code: {record['error_code']})")
+        yield record["text"][seen:]
+        seen = max(seen, len(record["text"]))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,16 +75,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.worker_address:
             address = args.worker_address.rstrip("/")
-            model = args.model_name or _post(address + "/worker_get_status")["model_names"][0]
+            model = args.model_name or model_names(None, address)[0]
         else:
             address, model = find_worker(args.controller_address.rstrip("/"), args.model_name)
         prompt, stop = prompt_and_stop(address, model, args.message)
         print(prompt, end="", flush=True)
         request = {"model": model, "prompt": prompt, "max_new_tokens": args.max_new_tokens, "temperature": 0.7}
-        for piece in stream(address, {**request, "stop": stop}):
+        for piece in answer(address, {**request, "stop": stop}):
             print(piece, end="", flush=True)
         print()
-    except Failed as error:
+    except ServerError as error:
         print(f"\ntinyserve test-message: {error}", file=sys.stderr)
         return 1
     return 0
