@@ -2,20 +2,24 @@
 
 import asyncio
 import json
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+import tiny_llama
 from serve.fleet import PROMPT, Fleet, Member, answer, open_stream, records_of
 
 from benchmarks.servers import wait_until
 from benchmarks.timed_generator import TimedGenerator
 from tinyserve.config import EngineConfig
+from tinyserve.engine.generator import EngineStats
 from tinyserve.serve import model_worker
-from tinyserve.serve.model_worker import ModelWorker
+from tinyserve.serve.model_worker import ModelWorker, create_app
 from tinyserve.serve.served_model import default_precision, name_of
 
 CONTROLLER, WORKER = "http://127.0.0.1:21001/", "http://127.0.0.1:21002"
@@ -173,6 +177,31 @@ async def test_a_permit_is_free_again_after_every_kind_of_end() -> None:
     assert worker.generator.stats().num_running == 0
 
 
+class DyingGenerator(TimedGenerator):
+    """Fails for good when told to, as an engine does whose thread has died."""
+
+    is_dead = False
+
+    def stats(self) -> EngineStats:
+        if self.is_dead:
+            raise RuntimeError("the engine has failed: out of luck")
+        return super().stats()
+
+
+async def test_a_worker_whose_engine_died_ends_itself() -> None:
+    generator = DyingGenerator()
+    worker = ModelWorker(CONTROLLER, WORKER, "abc", True, "some/timed", generator=generator)
+    app, asked_to_end = create_app(worker), asyncio.Event()
+    previous = signal.signal(signal.SIGTERM, lambda *_: asked_to_end.set())
+    try:
+        async with app.router.lifespan_context(app):
+            generator.is_dead = True
+            await asyncio.wait_for(asked_to_end.wait(), 10)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert worker.failure == "the engine has failed: out of luck"
+
+
 # -- the routes --------------------------------------------------------------------------------------------------------
 
 
@@ -317,6 +346,59 @@ def test_a_port_in_use_is_named_before_the_model_is_loaded(worker: Member, capsy
     flags = ["--host", "127.0.0.1", "--port", port, "--model-path", "/no/such/folder"]
     assert model_worker.main(flags) == 1
     assert f"port {port} of 127.0.0.1 is in use; choose another with --port" in capsys.readouterr().err
+
+
+def truncate(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+
+
+def scramble(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"\xff" * 1000)
+
+
+def rename_architecture(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["NoSuchLM"], "model_type": "no_such"}))
+
+
+def break_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def drop_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "flags", "words"),
+    [
+        (truncate, [], ["model.safetensors"]),
+        (scramble, [], ["model.safetensors"]),
+        (rename_architecture, [], ["NoSuchLM"]),
+        (break_config, [], ["config.json"]),
+        (drop_config, [], ["config.json"]),
+        (None, ["--precision", "W4A16"], ["W4A16"]),
+        (None, ["--quant-path", "/no/such/awq.pt"], ["/no/such/awq.pt"]),
+        (None, ["--kv-cache-bytes", "1"], ["kv_cache_bytes", "between 65536"]),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_loaded_is_one_line_and_exit_code_1(
+    damage: Callable[[Path], None] | None,
+    flags: list[str],
+    words: list[str],
+    smollm2: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tiny_llama.save(tmp_path / "tiny", tokenizer=smollm2, vocab_size=49152)
+    if damage is not None:
+        damage(folder)
+    code = model_worker.main(["--port", "0", "--no-register", "--device", "cpu", "--model-path", str(folder), *flags])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 1
+    assert error.startswith("tinyserve worker: error: ")
+    assert all(word.lower() in error.lower() for word in words), error
 
 
 def test_an_unknown_choice_is_argparses_error(capsys: pytest.CaptureFixture[str]) -> None:
