@@ -129,9 +129,7 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser.error("--dump_quant needs --q_backend real")
     if args.dump_fake and args.q_backend == "real":
         parser.error("--dump_fake needs --q_backend fake")
-    if args.q_backend == "real" and args.w_bit != 4:
-        parser.error(
-            f"--q_backend real stores 4 bits, got --w_bit {args.w_bit}; other widths work with --q_backend fake"
-        )
+    if (args.q_backend == "real" or args.dump_quant) and args.w_bit != 4:
+        parser.error(f"--q_backend real stores 4 bits, got --w_bit {args.w_bit}; others work with --q_backend fake")
     if args.output_path and not wants_evaluation:
         parser.error("--output_path needs --tasks or --eval_file")

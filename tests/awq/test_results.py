@@ -1,6 +1,7 @@
 """Result files: what is written can be read by llm-awq, what does not fit is refused by name."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_model
@@ -83,10 +84,10 @@ def test_fine_tuned_weights_are_another_model(folder: Path, tmp_path: Path) -> N
     ],
 )
 def test_files_of_llm_awq_are_checked_by_name_and_shape(
-    folder: Path, tmp_path: Path, scale: tuple | None, clip: tuple | None, message: str
+    folder: Path, tmp_path: Path, scale: tuple[Any, ...] | None, clip: tuple[Any, ...] | None, message: str
 ) -> None:
     path = tmp_path / "upstream.pt"
-    good: dict[str, list] = {
+    good: dict[str, list[Any]] = {
         "scale": [(item.prev, item.layers, item.scales.half()) for item in RESULTS.scales],
         "clip": [(item.layer, item.bound.half()) for item in RESULTS.clips],
     }

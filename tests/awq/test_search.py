@@ -167,8 +167,8 @@ def test_an_interrupted_search_with_other_settings_starts_again(tmp_path: Path) 
 
 def test_only_some_layers(network: nn.Module, tokens: Tensor, tmp_path: Path) -> None:
     search = BlockSearch(LLAMA, CONFIG)
-    whole = search_model(network, search, tokens, None, UnfinishedSearch(tmp_path / "a.pt", {}, str))
-    part = search_model(network, search, tokens, (1, 2), UnfinishedSearch(tmp_path / "b.pt", {}, str))
+    whole = search_model(network, search, tokens, None, UnfinishedSearch(tmp_path / "a.pt", {}, print))
+    part = search_model(network, search, tokens, (1, 2), UnfinishedSearch(tmp_path / "b.pt", {}, print))
     assert {item.prev for item in part.scales} == {item.prev for item in whole.scales if ".layers.1." in item.prev}
     with pytest.raises(UserError, match="--layers 1:3: the model has 2 layers"):
-        search_model(network, search, tokens, (1, 3), UnfinishedSearch(tmp_path / "c.pt", {}, str))
+        search_model(network, search, tokens, (1, 3), UnfinishedSearch(tmp_path / "c.pt", {}, print))
