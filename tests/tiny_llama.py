@@ -22,7 +22,7 @@ def save(folder: Path, tokenizer: Path | None = None, dtype: torch.dtype = torch
         "max_position_embeddings": 256,
         "initializer_range": 0.4,  # large: logits far apart, so that no test hangs on a near tie
     }
-    model = LlamaForCausalLM(LlamaConfig(**(defaults | settings)))
+    model: Any = LlamaForCausalLM(LlamaConfig(**(defaults | settings)))
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or "norm" in name:
             torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.3)

@@ -1,4 +1,4 @@
-"""The asyncio face: chunks arrive, leaving a stream frees its blocks, closing ends everything, slow readers cost nothing."""
+"""The asyncio face: chunks arrive, leaving frees blocks, closing ends everything, slow readers cost nothing."""
 
 import asyncio
 import threading
@@ -122,7 +122,8 @@ async def test_event_loops_in_several_threads_share_one_engine(engine: AsyncEngi
     ]
     for thread in threads:
         thread.start()
-    await asyncio.to_thread(lambda: [thread.join() for thread in threads])
+    for thread in threads:
+        await asyncio.to_thread(thread.join)
     assert len(results) == 4
     assert len({"".join(chunk.text for chunk in chunks) for chunks in results}) == 1
 

@@ -129,7 +129,8 @@ def test_stop_strings_in_random_pieces_equal_a_plain_search(seed: int) -> None:
     ends = [(text.find(stop) + len(stop), -len(stop)) for stop in stops if stop in text]
     end, negative_length = min(ends, default=(len(text), 0))
     expected = text[: end + negative_length]
-    parts, rest = [], text
+    parts: list[str] = []
+    rest = text
     while rest:
         size = random_.randint(1, 5)
         parts, rest = [*parts, rest[:size]], rest[size:]

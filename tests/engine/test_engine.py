@@ -1,4 +1,4 @@
-"""The step loop on a tiny model: batching, chunking, preemption and cancellation change no output; failures stay local."""
+"""The step loop on a tiny model: batching, chunking, preemption, cancellation change no output; failures stay local."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,6 +12,7 @@ from tinyserve.config import SamplingParams
 from tinyserve.engine import sampler
 from tinyserve.engine.engine import Engine
 from tinyserve.engine.generator import RequestError
+from tinyserve.engine.request import Request
 
 MakeEngine = Callable[..., Engine]
 GREEDY = SamplingParams(max_new_tokens=20, temperature=0.0, ignore_eos=True)
@@ -47,9 +48,14 @@ def test_preemption_changes_no_output(
 ) -> None:
     engine = make_engine(num_blocks=10)
     scheduler = engine._scheduler
-    preempted = []
+    preempted: list[Request] = []
     original = scheduler._preempt
-    monkeypatch.setattr(scheduler, "_preempt", lambda request: (preempted.append(request.id), original(request)))
+
+    def preempt(request: Request) -> None:
+        preempted.append(request)
+        original(request)
+
+    monkeypatch.setattr(scheduler, "_preempt", preempt)
     assert tokens_of(run(engine, PROMPTS, GREEDY)) == expected
     assert preempted, "the cache was large enough for all: the test shows nothing"
 

@@ -1,4 +1,4 @@
-"""The scheduler and the block manager, without any tensor: who runs, who waits, who gives way, and that no block is lost."""
+"""Scheduler and block manager, without any tensor: who runs, who waits, who gives way, and that no block is lost."""
 
 import random
 

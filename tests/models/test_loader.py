@@ -178,7 +178,7 @@ def test_a_context_longer_than_the_model_s_is_refused(tmp_path: Path) -> None:
         ({"num_hidden_layers": 3}, r"the checkpoint has no tensor model\.layers\.2\.input_layernorm\.weight"),
         (
             {"intermediate_size": 160},
-            r"model\.layers\.0\.mlp\.gate_proj\.weight must have the shape \[160, 64\] by config\.json, got \[128, 64\]",
+            r"layers\.0\.mlp\.gate_proj\.weight must have the shape \[160, 64\] by config\.json, got \[128, 64\]",
         ),
         ({"dtype": "int8"}, "dtype must be one of float16, bfloat16, float32, got 'int8'"),
     ],
