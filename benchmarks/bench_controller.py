@@ -20,6 +20,7 @@ import aiohttp
 
 from benchmarks.machine import describe, write_results
 from benchmarks.servers import free_port, start, wait_for_health
+from tinyserve.serve.http_server import raise_file_limit
 from tinyserve.serve.wire import RecordDecoder
 
 NUM_TOKENS = 40
@@ -118,6 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/controller-<machine>.json")
     args = parser.parse_args(argv)
+    raise_file_limit()
     controller_port, worker_port = free_port(), free_port()
     controller, worker = f"http://127.0.0.1:{controller_port}", f"http://127.0.0.1:{worker_port}"
     flags = ["--tokens", str(NUM_TOKENS), "--interval", str(INTERVAL_S), "--controller-address", controller]

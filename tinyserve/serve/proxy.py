@@ -6,6 +6,7 @@ connection to the worker at once, which is how the worker learns of it. Which wo
 """
 
 import asyncio
+import errno
 import logging
 import os
 import sys
@@ -27,6 +28,7 @@ else:
 
 logger = logging.getLogger(__name__)
 
+OUT_OF_SOCKETS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL)
 MAX_DROPS = 2  # workers that may drop one request: it could be the request that kills them, so not the whole fleet
 MAX_REFUSAL_BYTES = 64 << 10  # of a worker's 4xx reply
 HOPS_HEADER = "tinyserve-hops"  # controllers may stand behind controllers; the count ends a ring of them
@@ -45,13 +47,16 @@ class Lost(Exception):
     """The worker failed this request.
 
     `worker_is_gone`: nothing listens there. `may_retry`: no part of an answer was passed on, and trying another worker
-    can do no harm.
+    can do no harm. `is_ours`: this controller failed, not the worker.
     """
 
-    def __init__(self, message: str, worker_is_gone: bool = False, may_retry: bool = False) -> None:
+    def __init__(
+        self, message: str, worker_is_gone: bool = False, may_retry: bool = False, is_ours: bool = False
+    ) -> None:
         super().__init__(message)
         self.worker_is_gone = worker_is_gone
         self.may_retry = may_retry
+        self.is_ours = is_ours
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,8 @@ class _ProxyResponse(Response):
             except Lost as lost:
                 failure = lost
                 logger.warning("request for %s: %s", request.model, lost)
+                if lost.is_ours:
+                    break
                 if lost.worker_is_gone:
                     proxy.registry.suspend(worker, str(lost))
                 else:
@@ -166,9 +173,7 @@ class _ProxyResponse(Response):
                     allow_redirects=False,
                 )
         except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError) as error:  # the latter: while connecting
-            raise Lost(
-                f"worker {name} cannot be reached: {_text(error)}", worker_is_gone=True, may_retry=True
-            ) from None
+            raise _unreachable(name, error) from None
         except asyncio.TimeoutError:
             raise Lost(f"worker {name} gave no answer within {timeouts.first_record:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
@@ -249,10 +254,21 @@ async def _client_leaves(receive: Receive) -> None:
         pass
 
 
+def _unreachable(name: str, error: aiohttp.ClientError) -> Lost:
+    if _error_number(error) in OUT_OF_SOCKETS:
+        return Lost(f"the controller cannot open another connection: {_text(error)}", is_ours=True)
+    return Lost(f"worker {name} cannot be reached: {_text(error)}", worker_is_gone=True, may_retry=True)
+
+
+def _error_number(error: Exception) -> int:
+    """The system's, 0 when it has none: the failed look-up of a name counts in another way, below 0."""
+    return max(0, error.os_error.errno or 0) if isinstance(error, aiohttp.ClientConnectorError) else 0
+
+
 def _text(error: Exception) -> str:
     """What happened, in the system's words where aiohttp has its own."""
-    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
-        return os.strerror(error.os_error.errno)
+    if _error_number(error):
+        return os.strerror(_error_number(error))
     if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
         return "the connection was closed"
     return str(error) or type(error).__name__
