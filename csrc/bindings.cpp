@@ -41,6 +41,7 @@ STABLE_TORCH_LIBRARY_IMPL(tinyserve, CPU, m) {
   m.impl("w4a16_pack", TORCH_BOX(&tinyserve::w4a16_pack));
   m.impl("w4a16_gemv", TORCH_BOX(&tinyserve::w4a16_gemv));
   m.impl("w4a16_gemm", TORCH_BOX(&tinyserve::w4a16_gemm));
+  m.impl("linear", TORCH_BOX(&tinyserve::linear));
   m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm));
   m.impl("silu_mul", TORCH_BOX(&tinyserve::silu_mul));
   m.impl("rope_kv_write", TORCH_BOX(&tinyserve::rope_kv_write));

@@ -14,17 +14,15 @@ enum class Dtype { kFloat, kHalf, kBFloat16 };  // of activations; sums are alwa
 constexpr int kGemvMaxRows = 8;  // w4a16_gemv takes this many rows; above, w4a16_gemm is faster
 
 // How the CPU packs a quantized weight [N, K], the same for all of its kernels:
-//   qweight: uint32 [N/16 up][K/8][16]. A word holds 8 consecutive k of one row n; byte i of it has code k = i in its
-//   low
-//            half and code k = i + 4 in its high half, so that masking gives bytes of 4 consecutive k (what VNNI
-//            multiplies) and a 64-byte line is one step of 8 k for 16 rows. Rows past N have code 0.
-//   qparams: bytes [N/16 up][K/G][48 or 80]: the 16 scales of a group as fp16 (where they came as fp16) or else fp32,
-//   then
-//            the 16 zeros as uint8. Rows past N have scale 0.
-constexpr int kPackColumns = 16;          // rows n of one tile
-constexpr int kPackFactor = 8;            // codes in one word
-constexpr int kParamBytesHalf = 16 * 3;   // bytes of one tile's group parameters with fp16 scales
-constexpr int kParamBytesFloat = 16 * 5;  // with fp32 scales
+//   qweight: uint32 [N/32 up][K/8][32]. A word holds 8 consecutive k of one row n, the first in its lowest 4 bits. A
+//     tile of 32 rows is one stream, read front to back. (The low halves of a word's bytes are 4 k that int8 dot
+//     products take at once, the high halves the other 4.) Rows past N have code 0.
+//   qparams: bytes [N/32 up][K/G][96 or 160]: the 32 scales of a group as fp16 (where they came as fp16) or else fp32,
+//     then the 32 zeros as uint8. Rows past N have scale 0.
+constexpr int kPackColumns = 32;                    // rows n of one tile
+constexpr int kPackFactor = 8;                      // codes in one word
+constexpr int kParamBytesHalf = kPackColumns * 3;   // of one group of a tile, with fp16 scales
+constexpr int kParamBytesFloat = kPackColumns * 5;  // with fp32 scales
 
 struct W4A16PackArgs {
   const uint8_t* codes;  // [N, K] 0..15
@@ -61,8 +59,7 @@ struct LinearArgs {
   Dtype dtype;
 };
 
-// y[t, c] = h[t, c] * weight[c] / sqrt(mean over c of h[t, c]^2 + eps), where h = x, or x + residual which is then
-// stored
+// y[t, c] = h[t, c] * weight[c] / sqrt(mean over c of h[t, c]^2 + eps), where h = x, or x + residual, then stored
 struct RmsNormArgs {
   const void* x;       // [T, C] dtype
   const void* weight;  // [C]    dtype
@@ -116,6 +113,7 @@ struct PagedAttentionArgs {
   X(w4a16_pack, W4A16PackArgs)      \
   X(w4a16_gemv, W4A16Args)          \
   X(w4a16_gemm, W4A16Args)          \
+  X(linear, LinearArgs)             \
   X(rms_norm, RmsNormArgs)          \
   X(silu_mul, SiluMulArgs)          \
   X(rope_kv_write, RopeKvWriteArgs) \

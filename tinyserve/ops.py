@@ -194,9 +194,9 @@ def _register_fakes() -> None:
 
     @fake("tinyserve::w4a16_pack")
     def _(codes: Tensor, scales: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor]:
-        tiles, k, groups = (codes.shape[0] + 15) // 16, codes.shape[1], scales.shape[1]
-        param_bytes = 48 if scales.dtype == torch.float16 else 80
-        return codes.new_empty(tiles, k // 8, 16, dtype=torch.int32), codes.new_empty(tiles, groups, param_bytes)
+        tiles, k, groups = (codes.shape[0] + 31) // 32, codes.shape[1], scales.shape[1]
+        param_bytes = 96 if scales.dtype == torch.float16 else 160
+        return codes.new_empty(tiles, k // 8, 32, dtype=torch.int32), codes.new_empty(tiles, groups, param_bytes)
 
     @fake("tinyserve::w4a16_gemv")
     def _(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int) -> Tensor:

@@ -40,25 +40,23 @@ struct PackedColumns {
     const uint8_t* at = params + group * (half_scales ? kParamBytesHalf : kParamBytesFloat);
     const Vec scale = half_scales ? load(reinterpret_cast<const Half*>(at) + within)
                                   : load(reinterpret_cast<const float*>(at) + within);
-    const uint8_t* zeros = at + kPackColumns * (half_scales ? 2 : 4) + within;
-    const Vec zero = __builtin_convertvector(__builtin_convertvector(load_as<ByteVec>(zeros), IntVec), Vec);
+    const Vec zero = bytes_to_float(at + kPackColumns * (half_scales ? 2 : 4) + within);
     return {.scale = scale, .scale_high = scale * 0.0625f, .offset = -zero * scale};
   }
 };
 
-// The weights of k + i, i in 0..7, from their words; i is a constant once loops are unrolled.
-inline Vec dequantize(UintVec words, int i, const GroupParams& p) {
-  const bool high = i >= kPackFactor / 2;
-  const UintVec code = (words >> (8 * (i % 4))) & (high ? 0xF0u : 0x0Fu);
+// The weights of k in the low or the high half of each word's lowest byte.
+template <bool High>
+Vec dequantize(UintVec words, const GroupParams& p) {
+  const UintVec code = words & (High ? 0xF0u : 0x0Fu);
   const Vec number = __builtin_convertvector(reinterpret_cast<IntVec>(code), Vec);
-  return number * (high ? p.scale_high : p.scale) + p.offset;
+  return number * (High ? p.scale_high : p.scale) + p.offset;
 }
 
 // Calls f(begin, end, group) for the parts of [begin, end) that lie in one group.
 template <typename F>
 void for_each_group(int64_t begin, int64_t end, int64_t group_size, const F& f) {
-  while (begin < end) {
-    const int64_t group = begin / group_size;
+  for (int64_t group = begin / group_size; begin < end; ++group) {
     const int64_t stop = (group + 1) * group_size < end ? (group + 1) * group_size : end;
     f(begin, stop, group);
     begin = stop;

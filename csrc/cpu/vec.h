@@ -85,13 +85,31 @@ inline ShortVec float_to_half(Vec value) {
 #endif
 }
 
-inline Vec bfloat16_to_float(ShortVec h) { return as_float(__builtin_convertvector(h, UintVec) << 16); }
+inline Vec bfloat16_to_float(ShortVec h) {
+#if defined(__AVX512F__)
+  return as_float((UintVec)_mm512_cvtepu16_epi32((__m256i)h) << 16);
+#elif defined(__AVX2__)
+  return as_float((UintVec)_mm256_cvtepu16_epi32((__m128i)h) << 16);
+#else
+  return as_float(__builtin_convertvector(h, UintVec) << 16);
+#endif
+}
 
 inline ShortVec float_to_bfloat16(Vec value) {
   const UintVec bits = as_bits(value);
   const UintVec rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
   const UintVec quiet = (bits >> 16) | 0x40;  // a NaN must not round to infinity
   return __builtin_convertvector(select((bits & 0x7FFFFFFF) > 0x7F800000, quiet, rounded), ShortVec);
+}
+
+inline Vec bytes_to_float(const uint8_t* from) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load_as<__m128i>(from)));
+#elif defined(__AVX2__)
+  return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#else
+  return __builtin_convertvector(__builtin_convertvector(load_as<ByteVec>(from), IntVec), Vec);
+#endif
 }
 
 // kWidth elements of any activation dtype, from and to any address

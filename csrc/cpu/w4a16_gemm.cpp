@@ -17,28 +17,28 @@ constexpr int64_t kRowBlock = 20 * 12;  // x [240, kChunk] fp32 is 240 KiB
 
 // panel[k - begin][kPanelColumns] = weights of [column, column + kPanelColumns) for k in [begin, end)
 void dequantize_panel(const W4A16Args& a, int64_t column, int64_t begin, int64_t end, float* panel) {
-  const int64_t columns_end = (a.n + kPackColumns - 1) / kPackColumns * kPackColumns;
   for (int v = 0; v < kVecs; ++v) {
     float* to = panel + v * kWidth;
-    if (column + v * kWidth >= columns_end) {  // a panel of two tiles, where the last tile stands alone
-      for (int64_t k = begin; k < end; ++k) store(to + (k - begin) * kPanelColumns, Vec{});
-      continue;
-    }
     const PackedColumns columns = PackedColumns::at(a, column + v * kWidth);
     for_each_group(begin, end, a.group_size, [&](int64_t from, int64_t stop, int64_t group) {
       const GroupParams params = columns.load_params(group);
       for (int64_t k = from; k < stop; k += kPackFactor) {
-        const UintVec words = columns.load_words(k);
-#pragma GCC unroll 8
-        for (int i = 0; i < kPackFactor; ++i) store(to + (k - begin + i) * kPanelColumns, dequantize(words, i, params));
+        UintVec words = columns.load_words(k);
+#pragma GCC unroll 4
+        for (int i = 0; i < kPackFactor; i += 2, words >>= 8) {
+          store(to + (k - begin + i) * kPanelColumns, dequantize<false>(words, params));
+          store(to + (k - begin + i + 1) * kPanelColumns, dequantize<true>(words, params));
+        }
       }
     });
   }
 }
 
-// totals[r][kPanelColumns] += x[r][0 .. length) @ panel for Rows rows of x, which lie `stride` apart
+// totals[r][kPanelColumns] += x[r][0 .. length) @ panel for Rows rows of x, which lie `stride` apart. Not inlined: the
+// caller's constants would take a register, and one sum would live in memory (two thirds of the speed).
 template <int Rows>
-void multiply(const float* x, int64_t stride, const float* panel, int64_t length, float* totals) {
+__attribute__((noinline)) void multiply(const float* x, int64_t stride, const float* panel, int64_t length,
+                                        float* totals) {
   Vec sums[Rows][kVecs] = {};
   for (int64_t k = 0; k < length; ++k) {
     Vec weights[kVecs];

@@ -16,6 +16,12 @@ constexpr int vectors_for(int rows) {
 }
 
 template <int Rows, int Vecs>
+void add_product(Vec weight, const float* x, int64_t stride, Vec (&sums)[Rows][Vecs], int v) {
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) sums[r][v] += weight * x[r * stride];
+}
+
+template <int Rows, int Vecs>
 void multiply(const W4A16Args& a, const float* x, int64_t column) {
   PackedColumns columns[Vecs];
   for (int v = 0; v < Vecs; ++v) columns[v] = PackedColumns::at(a, column + v * kWidth);
@@ -30,13 +36,14 @@ void multiply(const W4A16Args& a, const float* x, int64_t column) {
       for (int64_t k = begin; k < end; k += kPackFactor) {
         UintVec words[Vecs];
         for (int v = 0; v < Vecs; ++v) words[v] = columns[v].load_words(k);
-#pragma GCC unroll 8
-        for (int i = 0; i < kPackFactor; ++i) {
 #pragma GCC unroll 4
+        for (int i = 0; i < kPackFactor; i += 2) {
+          const float* from = x + k + i;
+          for (int v = 0; v < Vecs; ++v)
+            add_product<Rows, Vecs>(dequantize<false>(words[v], params[v]), from, a.k, sums, v);
           for (int v = 0; v < Vecs; ++v) {
-            const Vec weight = dequantize(words[v], i, params[v]);
-#pragma GCC unroll 8
-            for (int r = 0; r < Rows; ++r) sums[r][v] += weight * x[r * a.k + k + i];
+            add_product<Rows, Vecs>(dequantize<true>(words[v], params[v]), from + 1, a.k, sums, v);
+            words[v] >>= 8;
           }
         }
       }

@@ -6,6 +6,13 @@ namespace {
 
 constexpr uint64_t kAboveFifteen = 0xF0F0F0F0F0F0F0F0u;
 
+// Eight codes, a byte each, to a nibble each in the same order.
+uint32_t pack_codes(uint64_t codes) {
+  uint64_t pairs = (codes | codes >> 4) & 0x00FF00FF00FF00FFu;
+  pairs = (pairs | pairs >> 8) & 0x0000FFFF0000FFFFu;
+  return uint32_t(pairs | pairs >> 16);
+}
+
 // Returns the bits of all codes seen, one on top of the other, to tell whether any is above 15.
 uint64_t pack_words(const W4A16PackArgs& a, int64_t tile) {
   uint32_t* words = a.qweight + tile * (a.k / kPackFactor) * kPackColumns;
@@ -15,7 +22,7 @@ uint64_t pack_words(const W4A16PackArgs& a, int64_t tile) {
       const int64_t n = tile * kPackColumns + column;
       const uint64_t codes = n < a.n ? load_as<uint64_t>(a.codes + n * a.k + k) : 0;
       seen |= codes;
-      *words++ = uint32_t(codes) | uint32_t(codes >> 32) << 4;
+      *words++ = pack_codes(codes);
     }
   }
   return seen;

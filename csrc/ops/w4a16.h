@@ -14,8 +14,8 @@ struct W4A16Call {
 inline W4A16Call prepare_w4a16(const Tensor& x, const Tensor& qweight, const Tensor& qparams,
                                const OptionalTensor& bias, int64_t n) {
   check_dim(x, "x", 2, "[M, K]");
-  check_dim(qweight, "qweight", 3, "[N/16, K/8, 16]");
-  check_dim(qparams, "qparams", 3, "[N/16, K/G, 48 or 80]");
+  check_dim(qweight, "qweight", 3, "[N/32, K/8, 32]");
+  check_dim(qparams, "qparams", 3, "[N/32, K/G, 96 or 160]");
   const int64_t m = x.size(0), k = x.size(1), groups = qparams.size(1), param_bytes = qparams.size(2);
   const int64_t tiles = (n + kPackColumns - 1) / kPackColumns;
   STD_TORCH_CHECK(qweight.size(1) * kPackFactor == k, "x must be [M, ", qweight.size(1) * kPackFactor, "], got ",
@@ -24,7 +24,7 @@ inline W4A16Call prepare_w4a16(const Tensor& x, const Tensor& qweight, const Ten
   check_contiguous(x, "x");
   check_tensor(qweight, "qweight", {tiles, k / kPackFactor, kPackColumns}, ScalarType::Int, x);
   STD_TORCH_CHECK(groups > 0 && k % groups == 0 && (param_bytes == kParamBytesHalf || param_bytes == kParamBytesFloat),
-                  "qparams must be [N/16, K/G, 48 or 80] with G dividing K=", k, ", got ", shape(qparams.sizes()));
+                  "qparams must be [N/32, K/G, 96 or 160] with G dividing K=", k, ", got ", shape(qparams.sizes()));
   check_tensor(qparams, "qparams", {tiles, groups, param_bytes}, ScalarType::Byte, x);
   if (bias) check_tensor(*bias, "bias", {n}, x.scalar_type(), x);
 
