@@ -3,14 +3,17 @@
 All tests share one controller; each has a model name of its own, so that their workers do not mix.
 """
 
+import resource
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from serve.fleet import Fleet, Member, answer, open_stream, records_of, register
 
 from benchmarks.servers import free_port, wait_until
-from tinyserve.serve.wire import RecordDecoder
+from tinyserve.serve.wire import Record, RecordDecoder
 
 FAST = 1e6  # under shortest_queue the worker with this speed is chosen first
 
@@ -155,3 +158,24 @@ def test_when_the_client_leaves_the_worker_stops(fleet: Fleet, controller: Membe
     assert worker.health()["num_running"] == 1
     stream.close()
     wait_until("the worker stops", lambda: worker.health()["num_running"] == 0, 5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="changes the limits of a running process")
+def test_a_controller_out_of_connections_says_so_and_blames_no_worker(fleet: Fleet) -> None:
+    controller = fleet.controller()  # one without other tests' workers, which it would be probing meanwhile
+    fleet.faulty_worker(controller, "split")
+    process = controller.server.process.pid
+    limits = resource.prlimit(process, resource.RLIMIT_NOFILE)
+
+    def last_record() -> Record:
+        """Of a stream whose client takes the last connection, unless an earlier one was still closing."""
+        in_use = {int(file.name) for file in Path(f"/proc/{process}/fd").iterdir()}
+        _, second_free, *_ = (number for number in range(max(in_use) + 3) if number not in in_use)
+        resource.prlimit(process, resource.RLIMIT_NOFILE, (second_free, limits[1]))
+        try:
+            return records_of(open_stream(controller))[-1]
+        finally:
+            resource.prlimit(process, resource.RLIMIT_NOFILE, limits)
+
+    wait_until("no connection left", lambda: "controller cannot open another connection" in last_record()["text"], 10)
+    assert records_of(open_stream(controller))[-1]["text"] == "a b"
