@@ -20,6 +20,11 @@ class LinearLayer(Protocol):
     def out_features(self) -> int: ...
 
     @property
+    def num_weights(self) -> int:
+        """N * K: multiplications and additions for one token."""
+        ...
+
+    @property
     def num_bytes(self) -> int:
         """Bytes that one pass over the weight reads."""
         ...
@@ -37,6 +42,10 @@ class Linear:
     @property
     def out_features(self) -> int:
         return self.weight.shape[0]
+
+    @property
+    def num_weights(self) -> int:
+        return self.weight.numel()
 
     @property
     def num_bytes(self) -> int:
@@ -61,6 +70,10 @@ class W4A16Linear:
     @property
     def out_features(self) -> int:
         return self.weight.n
+
+    @property
+    def num_weights(self) -> int:
+        return self.weight.n * self.weight.k
 
     @property
     def num_bytes(self) -> int:

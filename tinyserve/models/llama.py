@@ -4,6 +4,7 @@ It knows shapes and order of operations. Where weights come from and in which fo
 which tokens are in the batch and where their keys and values lie is the engine's.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,12 +98,10 @@ class LlamaModel:
         self.lm_head = weights.lm_head(self.embedding, config.tie_embeddings)
 
     @property
-    def num_weight_bytes(self) -> int:
-        """Bytes of weights that one decode step reads."""
-        linears: list[LinearLayer] = [self.lm_head]
-        for layer in self.layers:
-            linears += [layer.attention.qkv, layer.attention.out, layer.mlp.gate_up, layer.mlp.down]
-        return sum(linear.num_bytes for linear in linears)
+    def linears(self) -> list[LinearLayer]:
+        """All matrices that a token passes through, lm_head last."""
+        layers = [[x.attention.qkv, x.attention.out, x.mlp.gate_up, x.mlp.down] for x in self.layers]
+        return [*itertools.chain.from_iterable(layers), self.lm_head]
 
     @torch.inference_mode()
     def forward(

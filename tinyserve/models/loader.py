@@ -67,7 +67,7 @@ def load_model(
         model_path,
         precision,
         str(model.dtype).removeprefix("torch."),
-        model.num_weight_bytes / 1e6,
+        sum(linear.num_bytes for linear in model.linears) / 1e6,
         time.perf_counter() - start,
     )
     return model

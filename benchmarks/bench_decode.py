@@ -1,0 +1,179 @@
+"""Prefill and decode tokens per second of one model, beside what the machine's memory and arithmetic allow.
+
+    python -m benchmarks.bench_decode MODEL [--precision W16A16] [--dtype float32] [--batches 1 4 16] [--prompt 512]
+
+The engine runs alone, without HTTP, on random prompts. The limits are measured first, on the same threads: a decode
+step has to read every weight once and the keys and values of every request, so its limit is bytes over read
+bandwidth; prefill's is multiplications over what the machine's own fp32 matrix product reaches.
+"""
+
+import argparse
+import random
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine import describe, write_results
+from tinyserve import ops
+from tinyserve.config import EngineConfig, SamplingParams
+from tinyserve.engine import kv_cache
+from tinyserve.engine.engine import Engine
+from tinyserve.engine.tokenizer import Tokenizer
+from tinyserve.models.llama import LlamaModel
+from tinyserve.models.loader import load_model
+
+BANDWIDTH_ELEMENTS = 1 << 27  # fp32: 512 MB, far beyond any cache
+PEAK_SIZE = 1024  # rows, columns and depth of the matrix product
+
+
+@dataclass(frozen=True)
+class Limits:
+    read_bytes_per_s: float
+    flops_per_s: float  # fp32, a multiplication and an addition counting as two
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One batch size; times are raw, one per engine step."""
+
+    batch: int
+    prompt_tokens: int  # of each request
+    prefill_s: list[float]  # one per repetition: first step to the last request's first token
+    decode_steps_s: list[float]  # of all repetitions
+    weight_bytes: int  # read by one decode step
+    kv_bytes: int  # read by one decode step, at the mean context length
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        return self.batch * self.prompt_tokens / statistics.median(self.prefill_s)
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        return self.batch / statistics.median(self.decode_steps_s)
+
+    def decode_limit(self, limits: Limits) -> float:
+        """Tokens per second if a step took no longer than reading its bytes."""
+        return self.batch * limits.read_bytes_per_s / (self.weight_bytes + self.kv_bytes)
+
+
+def measure_limits(repeats: int = 7) -> Limits:
+    """The best of several tries: others on the machine can only make it slower."""
+    matrix, vector = torch.ones(BANDWIDTH_ELEMENTS // 4096, 4096), torch.ones(4096)
+    square = torch.ones(PEAK_SIZE, PEAK_SIZE)
+    read = min(_seconds(lambda: torch.mv(matrix, vector)) for _ in range(repeats))
+    multiply = min(_seconds(lambda: torch.mm(square, square)) for _ in range(repeats))
+    return Limits(4 * BANDWIDTH_ELEMENTS / read, 2 * PEAK_SIZE**3 / multiply)
+
+
+def _seconds(work: Any) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def measure(engine: Engine, model: LlamaModel, batch: int, prompt: int, new: int, repeats: int) -> Measurement:
+    prefill_s: list[float] = []
+    decode_s: list[float] = []
+    for repeat in range(-1, repeats):  # -1 warms up
+        first, steps = _run(engine, batch, prompt, new if repeat >= 0 else 4, seed=repeat)
+        if repeat >= 0:
+            prefill_s.append(first)
+            decode_s += steps
+    kv_token = kv_cache.block_bytes(model, 1)
+    weight_bytes = sum(linear.num_bytes for linear in model.linears)
+    mean_context = prompt + new // 2
+    return Measurement(batch, prompt, prefill_s, decode_s, weight_bytes, batch * mean_context * kv_token)
+
+
+def _run(engine: Engine, batch: int, prompt: int, new: int, seed: int) -> tuple[float, list[float]]:
+    """Seconds until every request has its first token, and of each step after that in which all of them decode."""
+    random_ = random.Random(seed)
+    params = SamplingParams(max_new_tokens=new + batch, temperature=0.0, ignore_eos=True)
+    ids = set()
+    for _ in range(batch):
+        token_ids = [random_.randrange(100, 30000) for _ in range(prompt)]
+        ids.add(engine.add(engine.prepare(token_ids, params)))
+    everyone = set(ids)
+    start = time.perf_counter()
+    while ids:
+        ids -= {output.request_id for output in engine.step()}
+    prefill = time.perf_counter() - start
+    steps = []
+    for _ in range(new - 1):
+        steps.append(_seconds(engine.step))
+    for request_id in everyone:
+        engine.abort(request_id)
+    return prefill, steps
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="model folder")
+    parser.add_argument("--quant-path", type=Path)
+    parser.add_argument("--precision", choices=["W4A16", "W16A16"], default="W4A16")
+    parser.add_argument("--dtype", choices=["auto", "float16", "bfloat16", "float32"], default="auto")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of each prompt")
+    parser.add_argument("--new", type=int, default=64, help="tokens decoded for each request")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="default: torch's own choice")
+    parser.add_argument("--name", default="decode", help="of the results file")
+    return parser.parse_args()
+
+
+def report(result: Measurement, limits: Limits, flops_per_token: int) -> dict[str, Any]:
+    """Prints one row of the table; returns it with the raw figures."""
+    figures = {
+        "prefill_tokens_per_s": result.prefill_tokens_per_s,
+        "prefill_limit_tokens_per_s": limits.flops_per_s / flops_per_token,
+        "decode_tokens_per_s": result.decode_tokens_per_s,
+        "decode_limit_tokens_per_s": result.decode_limit(limits),
+    }
+    prefill_share = figures["prefill_tokens_per_s"] / figures["prefill_limit_tokens_per_s"]
+    decode_share = figures["decode_tokens_per_s"] / figures["decode_limit_tokens_per_s"]
+    print(
+        f"{result.batch:>5} {result.prompt_tokens:>6} {result.prefill_tokens_per_s:>14.1f} {prefill_share:>8.0%}"
+        f" {result.decode_tokens_per_s:>13.1f} {decode_share:>8.0%}"
+        f" {1e3 * statistics.median(result.decode_steps_s):>8.2f}",
+        flush=True,
+    )
+    return asdict(result) | figures
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    config = EngineConfig(
+        arguments.model,
+        arguments.quant_path,
+        arguments.precision,
+        arguments.dtype,
+        max_num_requests=max(arguments.batches),
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(config.model_path, config.quant_path, config.precision, config.dtype, device)
+    engine = Engine(config, model, Tokenizer(config.model_path))
+    limits = measure_limits()
+    settings = {name: str(value) for name, value in vars(arguments).items()}
+    settings |= {"threads": str(torch.get_num_threads()), "dtype": str(model.dtype)}
+    print(f"{arguments.model}, {config.precision}, {model.dtype}, {torch.get_num_threads()} threads")
+    print(f"limits: read {limits.read_bytes_per_s / 1e9:.1f} GB/s, fp32 {limits.flops_per_s / 1e9:.0f} GFLOP/s")
+    print("batch prompt  prefill tok/s of limit  decode tok/s of limit  step ms")
+    # of a prompt's tokens only the last passes lm_head
+    flops_per_token = 2 * sum(linear.num_weights for linear in model.linears[:-1])
+    rows = []
+    for batch in arguments.batches:
+        result = measure(engine, model, batch, arguments.prompt, arguments.new, arguments.repeats)
+        rows.append(report(result, limits, flops_per_token))
+    results = {"machine": describe(), "build": ops.build_info(), "settings": settings}
+    path = write_results(arguments.name, results | {"limits": asdict(limits), "batches": rows})
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()
