@@ -9,6 +9,7 @@ the worker directly shows the controller's share.
 
 import argparse
 import asyncio
+import json
 import statistics
 import sys
 import time
@@ -21,7 +22,7 @@ import aiohttp
 from benchmarks.machine import describe, write_results
 from benchmarks.servers import free_port, start, wait_for_health
 from tinyserve.serve.http_server import raise_file_limit
-from tinyserve.serve.wire import RecordDecoder
+from tinyserve.serve.wire import SEPARATOR
 
 NUM_TOKENS = 40
 INTERVAL_S = 0.05
@@ -41,19 +42,21 @@ class Stream:
 
 async def one_stream(session: aiohttp.ClientSession, url: str, start_time: float) -> Stream:
     clock = time.perf_counter
-    decoder, first, record = RecordDecoder(), 0.0, {"text": ""}
+    first, num_records, rest, last = 0.0, 0, b"", b""
     body = {"model": "timed", "prompt": PROMPT, "max_new_tokens": NUM_TOKENS, "temperature": 0}
     try:
         async with session.post(url + "/worker_generate_stream", json=body) as response:
             async for data in response.content.iter_any():
-                records = decoder.feed(data)
-                if records:
+                *complete, rest = (rest + data).split(SEPARATOR)
+                if complete:
                     first = first or clock() - start_time
-                    record = records[-1]
-        decoder.finish()
-    except (aiohttp.ClientError, OSError, ValueError) as error:
+                    num_records += len(complete)
+                    last = complete[-1]
+        text = json.loads(last)["text"]
+    except (aiohttp.ClientError, OSError, ValueError, KeyError) as error:
         return Stream(first, clock() - start_time, f"{type(error).__name__}: {error}")
-    wrong = None if record["text"] == EXPECTED else f"last record {record}"
+    good = text == EXPECTED and num_records == NUM_TOKENS and not rest
+    wrong = None if good else f"{num_records} records, the last {last!r}, then {rest!r}"
     return Stream(first, clock() - start_time, wrong)
 
 

@@ -45,8 +45,8 @@ def create_app(controller: "Controller") -> FastAPI:
             yield
 
     app = FastAPI(title="tinyserve controller", lifespan=lifespan)
+    _add_stream_route(app, controller)  # first: routes are tried in this order
     _add_control_routes(app, controller)
-    _add_stream_route(app, controller)
     _add_error_handlers(app)
     return app
 
