@@ -9,7 +9,7 @@
 namespace tinyserve::cpu::TINYSERVE_ISA {
 namespace {
 
-constexpr int64_t kTile = 128;              // keys
+constexpr int64_t kTile = 256;              // keys
 constexpr int64_t kMaxRowElements = 12288;  // rows of a task times D: they stay in the second-level cache with a tile
 constexpr int64_t kMaxSplitRows = 64;       // with more rows there are tasks enough without cutting the context
 
@@ -25,6 +25,7 @@ struct Plan {
   std::vector<Task> tasks;   // longest first
   std::vector<Task> merges;  // what was cut, with all of its tiles
   int64_t partial_floats = 0;
+  int64_t max_rows = 0;  // of a task
 };
 
 struct Sizes {
@@ -52,6 +53,7 @@ inline Plan make_plan(const PagedAttentionArgs& a) {
     const int64_t query_len = a.query_starts[b + 1] - a.query_starts[b], per_task = sizes.queries_per_task();
     for (int64_t first = 0; first < query_len; first += per_task) {
       const int64_t end = std::min(query_len, first + per_task), rows = (end - first) * sizes.group;
+      plan.max_rows = std::max(plan.max_rows, rows);
       const int64_t tiles = tiles_before(a.context_lens[b] - query_len + end);
       const bool cut = rows <= kMaxSplitRows && tiles > span;
       for (int64_t head = 0; head < a.num_kv_heads; ++head) {

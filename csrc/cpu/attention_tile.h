@@ -99,7 +99,11 @@ class Tile {
 
   template <int Rows, int Vecs>
   void weigh_channels(const WeightedValues& w, int64_t first) const {
-    Vec sums[Rows][Vecs] = {};
+    Vec sums[Rows][Vecs];
+#pragma GCC unroll 8  // as in panels.h
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < Vecs; ++v) sums[r][v] = Vec{};
     for (int64_t i = 0; i < w.depth; ++i) {
       const T* value = values_ + rows_[i] + first;
       Vec weights[Rows];
@@ -109,7 +113,9 @@ class Tile {
         for (int r = 0; r < Rows; ++r) sums[r][v] += weights[r] * part;
       }
     }
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
       for (int v = 0; v < Vecs; ++v) store(w.out + r * w.out_stride + first + v * kWidth, sums[r][v]);
   }
 

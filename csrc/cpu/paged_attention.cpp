@@ -55,17 +55,16 @@ struct Running {
 template <typename T>
 class Worker {
  public:
-  explicit Worker(const PagedAttentionArgs& args, float* partials)
+  Worker(const PagedAttentionArgs& args, int64_t max_rows, float* partials)
       : a_(args),
         sizes_(args),
-        max_rows_(sizes_.queries_per_task() * sizes_.group),
         partials_(partials),
         tile_(args, sizes_),
-        queries_(max_rows_ * sizes_.padded_dim),
-        values_(max_rows_ * sizes_.padded_dim),
-        running_(new Running[max_rows_]),
+        queries_(max_rows * sizes_.padded_dim),
+        values_(max_rows * sizes_.padded_dim),
+        running_(new Running[max_rows]),
         key_panels_(kTile * sizes_.padded_dim),
-        value_panels_(kTile * sizes_.padded_dim),
+        value_panels_(max_rows > kPanelRows ? kTile * sizes_.padded_dim : 0),
         scores_(kPanelRows * kTile),
         tile_values_(kPanelRows * sizes_.partial_floats()) {}
 
@@ -202,7 +201,6 @@ class Worker {
 
   const PagedAttentionArgs& a_;
   const Sizes sizes_;
-  const int64_t max_rows_;
   float* const partials_;
   Tile<T> tile_;
   bool keeps_panels_ =
@@ -215,11 +213,12 @@ class Worker {
 
 // Runs step(worker, i) for each i in [0, size), whichever thread is free taking the next.
 template <typename T, typename Step>
-void for_each(const PagedAttentionArgs& a, float* partials, int64_t size, int64_t operations, const Step& step) {
+void for_each(const PagedAttentionArgs& a, const Plan& plan, float* partials, int64_t size, int64_t operations,
+              const Step& step) {
   int64_t next = 0;
   const int64_t threads = std::clamp<int64_t>(operations / kMinTaskOperations, 1, size);
   parallel_for(threads, 1, [&](int64_t, int64_t) {
-    Worker<T> worker(a, partials);
+    Worker<T> worker(a, plan.max_rows, partials);
     for (int64_t i; (i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < size;) step(worker, i);
   });
 }
@@ -232,10 +231,11 @@ void run(const PagedAttentionArgs& a) {
   for (const Task& task : plan.tasks) cost += task.cost();
   const int64_t operations = cost * kTile * a.head_dim * 2 * a.num_heads / a.num_kv_heads;
   Floats partials(plan.partial_floats);
-  for_each<T>(a, partials, num_tasks, operations, [&](Worker<T>& worker, int64_t i) { worker.run(plan.tasks[i]); });
-  if (num_merges > 0)
-    for_each<T>(a, partials, num_merges, plan.partial_floats,
-                [&](Worker<T>& worker, int64_t i) { worker.merge(plan.merges[i]); });
+  for_each<T>(a, plan, partials, num_tasks, operations,
+              [&](Worker<T>& worker, int64_t i) { worker.run(plan.tasks[i]); });
+  if (num_merges == 0) return;
+  for_each<T>(a, plan, partials, num_merges, plan.partial_floats,
+              [&](Worker<T>& worker, int64_t i) { worker.merge(plan.merges[i]); });
 }
 
 }  // namespace

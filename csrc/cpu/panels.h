@@ -22,21 +22,29 @@ struct PanelProduct {
 };
 
 template <int Rows, int Panels>
-void multiply_block(const PanelProduct& p, int64_t first_panel) {
-  const float* panels = p.panels + first_panel * p.panel_stride;
-  Vec sums[Rows][Panels * kPanelVecs] = {};
+void multiply_block(const PanelProduct p, int64_t first_panel) {
+  constexpr int kVecs = Panels * kPanelVecs;
+  const float *rows = p.rows, *panels = p.panels + first_panel * p.panel_stride;
+  float* out = p.out + first_panel * kPanel;
+  // Unrolled by name: else GCC keeps the sums in memory before and after the loop.
+  Vec sums[Rows][kVecs];
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) sums[r][v] = Vec{};
   for (int64_t i = 0; i < p.depth; ++i) {
-    Vec columns[Panels * kPanelVecs];
-    for (int v = 0; v < Panels * kPanelVecs; ++v)
+    Vec columns[kVecs];
+    for (int v = 0; v < kVecs; ++v)
       columns[v] = load(panels + v / kPanelVecs * p.panel_stride + i * kPanel + v % kPanelVecs * kWidth);
     for (int r = 0; r < Rows; ++r) {
-      const Vec factor = broadcast(p.rows[r * p.row_stride + i]);
-      for (int v = 0; v < Panels * kPanelVecs; ++v) sums[r][v] += factor * columns[v];
+      const Vec factor = broadcast(rows[r * p.row_stride + i]);
+      for (int v = 0; v < kVecs; ++v) sums[r][v] += factor * columns[v];
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
-    for (int v = 0; v < Panels * kPanelVecs; ++v)
-      store(p.out + r * p.out_stride + first_panel * kPanel + v * kWidth, sums[r][v]);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) store(out + r * p.out_stride + v * kWidth, sums[r][v]);
 }
 
 // With few rows, enough panels for the sums to hide an FMA's latency.

@@ -13,7 +13,7 @@ TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2, torch.float32: 1e-5}
 HEADS = pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (9, 3), (8, 1), (14, 2)])
 DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp16", "bf16", "fp32"])
 # (queries, context) per request: first prefill, prefill behind a cached prefix, decode; lengths beside every tile edge
-MIXED = [(1, 1), (1, 17), (5, 5), (1, 300), (33, 33), (7, 130), (2, 129), (1, 128), (40, 257), (0, 64), (1, 1031)]
+MIXED = [(1, 1), (1, 17), (5, 5), (1, 300), (33, 33), (7, 130), (2, 257), (1, 256), (40, 257), (0, 64), (1, 1031)]
 
 
 class Batch(NamedTuple):
