@@ -117,6 +117,12 @@ def test_a_cache_smaller_than_the_context_limits_the_context(make_engine: MakeEn
         ([], SamplingParams(), 40001, "prompt is empty"),
         ("", SamplingParams(), 40001, "prompt is empty"),
         ([5] * 256, SamplingParams(), 40303, "prompt of 256 tokens leaves no room in the context of 256 tokens"),
+        (
+            "word " * 100_000,
+            SamplingParams(),
+            40303,
+            "prompt of 500000 characters cannot fit in the context of 256 tokens",
+        ),
         ("word " * 400, SamplingParams(), 40303, "leaves no room in the context of 256 tokens"),
         ([1, 49152], SamplingParams(), 40302, "prompt: token ids must be in 0..49151, got 49152"),
         ([1], SamplingParams(stop_token_ids=(3, -1)), 40302, "stop_token_ids: token ids must be in 0..49151, got -1"),

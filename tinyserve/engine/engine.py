@@ -77,7 +77,18 @@ class Engine:
         model = load_model(
             config.model_path, config.quant_path, config.precision, config.dtype, device, config.max_context
         )
-        return cls(config, model, Tokenizer(config.model_path))
+        engine = cls(config, model, Tokenizer(config.model_path))
+        engine._warm_up()
+        return engine
+
+    def _warm_up(self) -> None:
+        """Runs one token, so that a shape which the kernels refuse is an error now and not in the first request."""
+        request = Request(next(self._ids), [0], SamplingParams(max_new_tokens=1))
+        self._scheduler.add(request)
+        step = self._scheduler.next_step()
+        if step is not None:
+            self._runner.run(step)
+        self._scheduler.finish(request)
 
     def prepare(self, prompt: str | Sequence[int], params: SamplingParams) -> PreparedRequest:
         """Tokenizes and checks a prompt. Touches no engine state: any thread may call it.
@@ -90,6 +101,9 @@ class Engine:
             RequestError: the prompt is empty or too long, or a parameter does not fit the model.
         """
         vocab_size = self._model.config.vocab_size
+        if isinstance(prompt, str) and len(prompt) > self.context_length * self.tokenizer.max_token_characters:
+            message = f"prompt of {len(prompt)} characters cannot fit in the context of {self.context_length} tokens"
+            raise RequestError(CONTEXT_OVERFLOW, message)  # megabytes take seconds to tokenize
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not token_ids:
             raise RequestError(VALIDATION, "prompt is empty")

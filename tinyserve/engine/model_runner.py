@@ -24,7 +24,8 @@ class _Input:
 
     def head(self, size: int) -> Tensor:
         part = self._tensor[:size]
-        return part if self._device.type == "cpu" else part.to(self._device, non_blocking=True)
+        # a copy that returns before it is done would race with the next step's writes
+        return part if self._device.type == "cpu" else part.to(self._device)
 
 
 class ModelRunner:

@@ -31,6 +31,7 @@ class Tokenizer:
         self.bos_token_id: int | None = self._hf.bos_token_id
         self._adds_bos = self.bos_token_id is not None and self._hf("")["input_ids"][:1] == [self.bos_token_id]
         self.special_ids = frozenset(self._hf.all_special_ids)
+        self.max_token_characters = max(map(len, self._hf.get_vocab()), default=1)  # that one token can stand for
         self.eos_token_ids = _eos_token_ids(folder, self._hf.eos_token_id)
 
     def encode(self, text: str) -> list[int]:

@@ -49,13 +49,18 @@ class LlamaConfig:
         activation = config.get("hidden_act") or "silu"
         if activation != "silu":
             raise ValueError(f"config.json: hidden_act must be 'silu', got {activation!r}")
-        head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        num_heads = config["num_attention_heads"]
+        num_kv_heads = config.get("num_key_value_heads") or num_heads
+        if num_heads % num_kv_heads:
+            allowed = f"a divisor of num_attention_heads {num_heads}"
+            raise ValueError(f"config.json: num_key_value_heads must be {allowed}, got {num_kv_heads}")
+        head_dim = config.get("head_dim") or config["hidden_size"] // num_heads
         return cls(
             hidden_size=config["hidden_size"],
             intermediate_size=config["intermediate_size"],
             num_layers=config["num_hidden_layers"],
-            num_heads=config["num_attention_heads"],
-            num_kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             vocab_size=config["vocab_size"],
             context_length=config["max_position_embeddings"],
