@@ -131,6 +131,19 @@ def test_a_request_does_not_depend_on_its_neighbours(dtype: torch.dtype, device:
         assert torch.equal(together[rows], alone(batch, request).attend())
 
 
+@DTYPES
+def test_a_prompt_may_be_cut_into_chunks_and_single_tokens(dtype: torch.dtype, device: str) -> None:
+    batch = make_batch([(300, 300)], dtype=dtype).to(device)
+    whole = batch.attend()
+    for first, last in [(0, 7), (7, 200), (200, 259), (259, 260), (299, 300)]:
+        chunk = batch._replace(
+            q=batch.q[first:last].contiguous(),
+            query_starts=torch.tensor([0, last - first], dtype=torch.int32, device=device),
+            context_lens=torch.tensor([last], dtype=torch.int32, device=device),
+        )
+        assert torch.equal(chunk.attend(), whole[first:last])
+
+
 def test_result_does_not_depend_on_the_thread_count() -> None:
     batch = make_batch([(1, 1500), (70, 300)], dtype=torch.float16)
     threads = torch.get_num_threads()
