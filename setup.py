@@ -3,12 +3,13 @@
 tinyserve/_cpu       always: every csrc/cpu kernel, once per instruction set
 tinyserve/_cuda      where nvcc is found: every csrc/cuda kernel; needs neither a GPU nor a CUDA build of torch
 tinyserve/_host      always: build facts for Python, through pybind11
-tests/emulator/_emulated   with `build_ext --emulated`: the CUDA kernels compiled for the CPU, for the tests
+tests/emulator/_emulated   by `build_ext --inplace --emulated`, alone: the CUDA kernels compiled for the CPU
 
 TINYSERVE_CUDA_ARCHS ("80 90a") narrows the CUDA architectures; TINYSERVE_SANITIZE=1 adds the address and
 undefined-behaviour sanitizers to the CPU kernels.
 """
 
+import fcntl
 import importlib.util
 import os
 import platform
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
@@ -26,10 +28,7 @@ VERSION = "0.1.0"
 ALL_CUDA_ARCHS = "80 86 89 90a 120"  # the last one as PTX too, for GPUs still to come
 
 X86_ISAS = {  # name -> floats per vector, flags; csrc/cpu/dispatch.cpp asks the processor for the same features
-    "avx512": (
-        16,
-        "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c -mprefer-vector-width=512 -Wno-maybe-uninitialized",
-    ),
+    "avx512": (16, "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512"),
     "avx2": (8, "-mavx2 -mfma -mf16c"),
 }
 PORTABLE = {"portable": (16, "")}
@@ -37,6 +36,8 @@ ISAS = {**(X86_ISAS if platform.machine() in ("x86_64", "AMD64") else {}), **POR
 
 # TORCH_TARGET_VERSION: the oldest torch whose stable ABI is used, 2.10. Contraction is off in ISO mode, hence the flag.
 CXX_FLAGS = "-O3 -std=c++20 -fPIC -Wall -Wextra -Wno-psabi -fvisibility=hidden -ffp-contract=fast"
+# GCC 12 takes its own AVX-512 intrinsics' undefined vectors for mistakes.
+CPU_FLAGS = f"{CXX_FLAGS} -Wno-maybe-uninitialized"
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 EMULATED = "tests.emulator._emulated"
 
@@ -84,12 +85,14 @@ class Ninja:
         self._lines.append(f"build {target}: link {' '.join(objects)}\n  flags = {flags}\ndefault {target}")
 
     def run(self, verbose: bool) -> None:
-        self._dir.mkdir(parents=True, exist_ok=True)
-        (self._dir / "build.ninja").write_text("\n".join(self._lines) + "\n")
         ninja = [sys.executable, "-m", "ninja"] if importlib.util.find_spec("ninja") else ["ninja"]
         if ninja == ["ninja"] and not shutil.which("ninja"):
             raise SystemExit("setup.py needs ninja: pip install ninja")
-        subprocess.run([*ninja, "-C", str(self._dir), *(["-v"] if verbose else [])], check=True)
+        self._dir.mkdir(parents=True, exist_ok=True)
+        with (self._dir / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once would spoil ninja's log
+            (self._dir / "build.ninja").write_text("\n".join(self._lines) + "\n")
+            subprocess.run([*ninja, "-C", str(self._dir), *(["-v"] if verbose else [])], check=True)
 
 
 def sources(pattern: str) -> list[str]:
@@ -99,20 +102,20 @@ def sources(pattern: str) -> list[str]:
 class Build(build_ext):
     """Writes one build.ninja for all libraries, so that they build in parallel and only where something changed."""
 
-    user_options = [
+    user_options: ClassVar = [
         *build_ext.user_options,
-        ("emulated", None, "build the CUDA kernels for the CPU too, for the tests"),
-    ]  # noqa: RUF012
-    boolean_options = [*build_ext.boolean_options, "emulated"]  # noqa: RUF012
+        ("emulated", None, "build only the CUDA kernels for the CPU, for the tests"),
+    ]
+    boolean_options: ClassVar = [*build_ext.boolean_options, "emulated"]
 
     def initialize_options(self) -> None:
         super().initialize_options()
         self.emulated = False
 
     def finalize_options(self) -> None:
-        super().finalize_options()
         if self.emulated:
-            self.extensions = [*self.extensions, Extension(EMULATED, sources=[], py_limited_api=True)]
+            self.distribution.ext_modules = [Extension(EMULATED, sources=[], py_limited_api=True)]
+        super().finalize_options()
 
     def build_extensions(self) -> None:
         torch = torch_dir()
@@ -142,7 +145,7 @@ class Build(build_ext):
             defines = f"-DTINYSERVE_ISA={isa} -DTINYSERVE_WIDTH={width}"
             for file in sources("csrc/cpu/*.cpp"):
                 if not file.endswith("dispatch.cpp"):
-                    objects.append(ninja.compile(file, f"{CXX_FLAGS} {flags} {defines} {sanitize}", isa))
+                    objects.append(ninja.compile(file, f"{CPU_FLAGS} {flags} {defines} {sanitize}", isa))
         ninja.link(target, objects, f"{self._torch_link} {sanitize}")
 
     def _cuda_stems(self) -> list[str]:
@@ -150,22 +153,24 @@ class Build(build_ext):
 
     def _cuda(self, ninja: Ninja, target: str) -> None:
         include = cuda_include()
+        if include is None:
+            raise SystemExit("setup.py found nvcc but not its headers: set CUDA_HOME to where include/cuda_fp16.h is")
         objects = self._ops(ninja, self._cuda_stems(), "cuda", f"-DTINYSERVE_CUDA -DUSE_CUDA -isystem {include}")
         archs = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in self._archs]
-        newest = self._archs[-1]
-        archs.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+        if portable := [arch for arch in self._archs if arch.isdigit()]:  # 90a has code of its own and no heirs
+            archs.append(f"-gencode=arch=compute_{portable[-1]},code=compute_{portable[-1]}")
         flags = f"-O3 -std=c++20 -Xcompiler -fPIC,-fvisibility=hidden,-Wall {' '.join(archs)}"
         objects += [ninja.compile(file, flags, "cuda", "nvcc") for file in sources("csrc/cuda/*.cu")]
         # The static runtime: the library then asks for no libcudart of a version that torch may not bring.
-        ninja.link(
-            target, objects, f"{self._torch_link} -L{include.parent / 'lib64'} -lcudart_static -ldl -lrt -lpthread"
-        )
+        runtime = " ".join(f"-L{include.parent / lib}" for lib in ("lib64", "lib"))
+        ninja.link(target, objects, f"{self._torch_link} {runtime} -lcudart_static -ldl -lrt -lpthread")
 
     def _host(self, ninja: Ninja, target: str) -> None:
         python = f"-isystem {sysconfig.get_paths()['include']}"
         cuda = " ".join(self._archs) if "tinyserve._cuda" in [e.name for e in self.extensions] else ""
-        facts = f"'-DTINYSERVE_VERSION=\"{VERSION}\"' '-DTINYSERVE_ISAS=\"{' '.join(ISAS)}\"' '-DTINYSERVE_ARCHS=\"{cuda}\"'"
-        flags = f"-O2 -std=c++20 -fPIC -Wall -fvisibility=hidden {self._torch_flags} {python} {facts}"
+        facts = {"TINYSERVE_VERSION": VERSION, "TINYSERVE_ISAS": " ".join(ISAS), "TINYSERVE_ARCHS": cuda}
+        defines = " ".join(f"'-D{name}=\"{value}\"'" for name, value in facts.items())
+        flags = f"-O2 -std=c++20 -fPIC -Wall -fvisibility=hidden {self._torch_flags} {python} {defines}"
         ninja.link(target, [ninja.compile("csrc/host/module.cpp", flags, "host")], "")
 
     def _emulated(self, ninja: Ninja, target: str) -> None:
@@ -177,7 +182,9 @@ class Build(build_ext):
             f"-O1 -g -std=c++20 -fPIC -fvisibility=hidden -isystem {include} -include {ROOT}/tests/emulator/emulator.h"
         )
         objects += [ninja.compile(file, f"{flags} -x c++", "emulated") for file in sources("csrc/cuda/*.cu")]
-        objects.append(ninja.compile("tests/emulator/control.cpp", flags, "emulated"))
+        objects.append(
+            ninja.compile("tests/emulator/control.cpp", f"{flags} {STABLE_ABI} {self._torch_flags}", "emulated")
+        )
         ninja.link(target, objects, self._torch_link)
 
 

@@ -1,10 +1,11 @@
 """Typed Python face of every compiled op; the only module that loads the kernel libraries.
 
-An op runs the compiled kernel of the tensor's device; where there is none it runs tinyserve/fallback.py, and the log says
-so once. A packed weight belongs to the device and the choice it was made with. Knows shapes and dtypes, no model.
+An op runs the compiled kernel of the tensor's device; where there is none it runs tinyserve/fallback.py, and the log
+says so once. A packed weight belongs to the device it was packed on. Knows shapes and dtypes, no model.
 """
 
 import functools
+import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def w4a16_gemm(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> T
 
 
 def w4a16_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-    """x [..., K] times the packed weight [N, K] transposed, plus bias [N] -> [..., N]; the op that suits the row count."""
+    """x [..., K] times the packed weight [N, K] transposed, plus bias [N] -> [..., N], by the op that suits the rows."""
     if x.dim() != 2:
         return w4a16_linear(x.reshape(-1, weight.k), weight, bias).view(*x.shape[:-1], weight.n)
     multiply = w4a16_gemv if x.shape[0] <= GEMV_MAX_ROWS else w4a16_gemm
@@ -126,8 +127,8 @@ def paged_attention(
 ) -> Tensor:
     """Causal attention of a flat batch of requests over the paged cache; prefill and decode may mix.
 
-    Query i of request b sits at position context_lens[b] - q_len + i and sees the keys up to that position; query head h
-    reads key head h // (H / Hkv).
+    Query i of request b sits at position context_lens[b] - q_len + i and sees the keys up to that position; query head
+    h reads key head h // (H / Hkv).
 
     Args:
         q: [T, H, D], the queries of all requests one after another.
@@ -153,9 +154,7 @@ def build_info() -> dict[str, Any]:
     """
     info: dict[str, Any] = {"version": None, "compiler": None, "cpu_isas": [], "cuda_archs": [], "cpu_isa": None}
     if _load("_cpu"):
-        from tinyserve import _host
-
-        info |= _host.build_info()
+        info |= importlib.import_module("tinyserve._host").build_info()
         info["cpu_isa"] = torch.ops.tinyserve.cpu_isa()
     return info
 

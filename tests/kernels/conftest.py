@@ -1,29 +1,53 @@
 """Runs every kernel test on each backend that this machine has.
 
 The fixture `device` names where a test puts its tensors. Its parameters also choose what computes: the CPU's best
-instruction set, its portable kernels, or, for ops with a CUDA kernel, that kernel on the GPU or run by the emulator.
-New tensors hold NaN meanwhile, so an element that a kernel leaves unwritten shows.
+instruction set, its portable kernels, the GPU, or, for ops with a CUDA kernel, that kernel run by the emulator with its
+threads in two different orders.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from emulator import library
 
 from tinyserve import ops
 
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(params=["cpu", "cpu-portable", pytest.param("cuda", marks=NO_GPU)])
-def device(request: pytest.FixtureRequest) -> Iterator[str]:
+def emulated_kernel(name: str, device: str) -> Callable[..., Any]:
+    """What ops._kernel is while a test runs on the emulator."""
+    kernel: Callable[..., Any] = getattr(torch.ops.tinyserve_emulated, name).default
+    return kernel
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "device" not in metafunc.fixturenames:
+        return
+    backends = ["cpu", "cpu-portable"]
+    op = Path(str(metafunc.module.__file__)).stem.removeprefix("test_")
+    if (ROOT / "csrc/cuda" / f"{op}.cu").exists():
+        backends += ["emulated-1", "emulated-2"]
+    if torch.cuda.is_available():
+        backends.append("cuda")
+    metafunc.parametrize("device", backends, indirect=True)
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     torch.manual_seed(0)
+    name, _, variant = request.param.partition("-")
     best = ops.build_info()["cpu_isa"]
-    if best is None:
-        pytest.fail("the kernels are not built: python setup.py build_ext --inplace")
-    if request.param == "cpu-portable":
-        ops.use_cpu_isa("portable")
-    torch.use_deterministic_algorithms(True, warn_only=True)  # torch then fills what it allocates
-    yield request.param.removesuffix("-portable")
-    torch.use_deterministic_algorithms(False)
+    assert best is not None, "the kernels are not built: python setup.py build_ext --inplace"
+    if name == "emulated":
+        if why_not := library.load():
+            pytest.skip(why_not)
+        torch.ops.tinyserve_emulated.set_seed(int(variant))
+        monkeypatch.setattr(ops, "_kernel", emulated_kernel)
+    elif variant:
+        ops.use_cpu_isa(variant)
+    yield "cpu" if name == "emulated" else name
     ops.use_cpu_isa(best)
