@@ -123,7 +123,8 @@ class Build(build_ext):
         self._torch_flags = " ".join(f"-isystem {path}" for path in includes)
         self._torch_link = f"-L{torch / 'lib'} -ltorch_cpu -lc10"
         self._archs = os.environ.get("TINYSERVE_CUDA_ARCHS", ALL_CUDA_ARCHS).split()
-        ninja = Ninja(ROOT / "build" / f"ninja-{sysconfig.get_platform()}")
+        # A build directory for each set of targets: ninja forgets what the present build.ninja does not name.
+        ninja = Ninja(ROOT / "build" / f"{'emulated' if self.emulated else 'ninja'}-{sysconfig.get_platform()}")
         steps = {"tinyserve._cpu": self._cpu, "tinyserve._cuda": self._cuda, "tinyserve._host": self._host}
         for extension in self.extensions:
             target = Path(self.get_ext_fullpath(extension.name)).resolve()

@@ -65,7 +65,7 @@ def w4a16_gemm(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> T
 
 
 def w4a16_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-    """x [..., K] times the packed weight [N, K] transposed, plus bias [N] -> [..., N], by the op that suits the rows."""
+    """x [..., K] times the packed weight [N, K] transposed, plus bias [N] -> [..., N]; the op that suits M."""
     if x.dim() != 2:
         return w4a16_linear(x.reshape(-1, weight.k), weight, bias).view(*x.shape[:-1], weight.n)
     multiply = w4a16_gemv if x.shape[0] <= GEMV_MAX_ROWS else w4a16_gemm
