@@ -56,9 +56,8 @@ def prepare(directory: Path | None = None) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The weights are plain fp16 by now; transformers still remembers that they came quantized and would refuse to save.
     del model.config.quantization_config
-    model.hf_quantizer = None
-    model.is_quantized = False
-    model._weight_conversions = None  # else it would pack them again while saving
+    for name, value in (("hf_quantizer", None), ("is_quantized", False), ("_weight_conversions", None)):
+        setattr(model, name, value)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{NAME}-") as scratch:
         folder = Path(scratch) / NAME
