@@ -10,7 +10,7 @@ from benchmarks.servers import free_port, wait_for_health, wait_until
 NUM_WORKERS = 2
 SETTINGS = (
     *("--dtype", "float32"),
-    *("--max-context", "1024"),  # what a prefill reads in a few seconds
+    *("--max-context", "512"),  # what a prefill reads in a second or two
     *("--kv-cache-bytes", "400000000"),  # 8680 tokens in fp32
     *("--heartbeat-interval", "0.5"),
 )

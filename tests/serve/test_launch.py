@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,12 +93,24 @@ def test_a_missing_folder_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_worker_that_cannot_load_ends_the_command_with_its_message(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"architectures": ["NoSuchModel"], "model_type": "no_such"}')
-    flags = ["serve", str(tmp_path), "--port", str(free_port()), "--worker-port", str(free_port())]
+    flags = ["serve", str(tmp_path), "--port", str(free_port()), "--worker-port", str(free_port()), "--load-4bit"]
     with start("tinyserve", flags) as server:
         assert server.process.wait(60) == 1
         output = server.output()
-    assert "tinyserve worker: error:" in output
-    assert "model.safetensors" in output
+    assert "tinyserve worker: error: --load-4bit" in output
     assert "the worker could not be started" in output
     assert "Traceback" not in output
+
+
+def test_a_second_signal_does_not_wait_for_open_streams(tmp_path: Path) -> None:
+    """With children that do not end when asked to."""
+    setup = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open({!r}, 'w').close()"
+    marks = [tmp_path / "one", tmp_path / "two"]
+    one, two = (["timeit", "-n1", "-r1", "-s", setup.format(str(mark)), "time.sleep(600)"] for mark in marks)
+    launcher = launch.Launcher(one, two, "http://127.0.0.1:9")
+    wait_until("both deaf", lambda: all(mark.exists() for mark in marks))
+    launcher.stop_soon()
+    launcher.stop_soon()
+    began = time.monotonic()
+    launcher.stop()
+    assert time.monotonic() - began < launch.STOP_S / 2

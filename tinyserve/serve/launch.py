@@ -21,7 +21,8 @@ from tinyserve.serve import http_server, model_worker
 from tinyserve.serve.client import ServerError, post
 
 READY_POLL_S = 0.2
-STOP_S = 35.0  # until a child that was asked to end is killed; above the worker's --shutdown-timeout of 30
+SHUTDOWN_S = 10  # that open streams get at the end
+STOP_S = 15.0  # until a child that was asked to end is killed
 MAX_RESTARTS = 5  # of one child within RESTART_WINDOW_S: more is no accident
 RESTART_WINDOW_S = 600.0
 
@@ -56,6 +57,7 @@ class Launcher:
         """
         self.controller_address = controller_address
         self._stopping = threading.Event()
+        self._num_stops = 0
         self._children: list[Child] = []
         for name, arguments in (("controller", controller), ("worker", worker)):
             command = [sys.executable, "-m", *arguments]
@@ -104,7 +106,8 @@ class Launcher:
             child.process = _start(child.command)
 
     def stop_soon(self, *_: Any) -> None:
-        """Lets `wait_ready` and `watch` return; also a signal handler."""
+        """Lets `wait_ready` and `watch` return; also a signal handler. The second time `stop` waits no longer."""
+        self._num_stops += 1
         self._stopping.set()
 
     def stop(self) -> None:
@@ -112,8 +115,8 @@ class Launcher:
         deadline = time.monotonic() + STOP_S
         for child in reversed(self._children):
             child.process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.process.wait(max(deadline - time.monotonic(), 0.1))
+            while child.process.poll() is None and time.monotonic() < deadline and self._num_stops < 2:
+                time.sleep(0.05)
         for child in self._children:
             if child.process.poll() is None:
                 child.process.kill()
@@ -149,6 +152,7 @@ def worker_arguments(args: argparse.Namespace, controller_address: str) -> list[
     given = {name: value for name, value in vars(args).items() if name not in own}
     line = ["tinyserve.serve.model_worker", "--model-path", args.model, "--host", args.host]
     line += ["--port", str(args.worker_port), "--controller-address", controller_address]
+    line += ["--shutdown-timeout", str(SHUTDOWN_S)]
     for name, value in given.items():
         flag = "--" + name.replace("_", "-")
         if value is True:
