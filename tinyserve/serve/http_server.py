@@ -87,6 +87,8 @@ def serve(app: Any, sockets: list[socket.socket], shutdown_s: int) -> None:
         app,
         log_level=logging.WARNING,
         access_log=False,
+        proxy_headers=False,  # nobody here asks who the client is, so its word for that need not be read
+        server_header=False,
         backlog=BACKLOG,
         timeout_graceful_shutdown=shutdown_s,
         timeout_keep_alive=75,  # longer than a client's own, so that the client is the one that closes
