@@ -100,7 +100,7 @@ void run(const LinearArgs& a) {
   const float* x = to_floats(a.x, a.dtype, a.scratch, a.m * a.k);
   const int64_t blocks = (a.n + kBlock - 1) / kBlock;
   const int64_t row_blocks = (a.m + kRowBlock - 1) / kRowBlock;
-  const int64_t grain = 1 + 200000 / (a.k * kBlock * (a.m < kRowBlock ? a.m : kRowBlock));  // about 10 us of work
+  const int64_t grain = 1 + 200000 / (1 + a.k * kBlock * (a.m < kRowBlock ? a.m : kRowBlock));  // about 10 us of work
   parallel_for(blocks * row_blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = i / blocks * kRowBlock, column = i % blocks * kBlock;

@@ -23,7 +23,8 @@ inline W4A16Call prepare_w4a16(const Tensor& x, const Tensor& qweight, const Ten
   const Dtype dtype = to_dtype(x, "x");
   check_contiguous(x, "x");
   check_tensor(qweight, "qweight", {tiles, k / kPackFactor, kPackColumns}, ScalarType::Int, x);
-  STD_TORCH_CHECK(groups > 0 && k % groups == 0 && (param_bytes == kParamBytesHalf || param_bytes == kParamBytesFloat),
+  const bool groups_fit = k > 0 && groups > 0 && k % groups == 0 && k / groups % 32 == 0;
+  STD_TORCH_CHECK(groups_fit && (param_bytes == kParamBytesHalf || param_bytes == kParamBytesFloat),
                   "qparams must be [N/32, K/G, 96 or 160] with G dividing K=", k, ", got ", shape(qparams.sizes()));
   check_tensor(qparams, "qparams", {tiles, groups, param_bytes}, ScalarType::Byte, x);
   if (bias) check_tensor(*bias, "bias", {n}, x.scalar_type(), x);

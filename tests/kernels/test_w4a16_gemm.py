@@ -1,0 +1,81 @@
+"""w4a16_gemm against the fp64 reference, on every backend this machine has."""
+
+import pytest
+import reference
+import torch
+from kernels.packing import make_quantized
+from kernels.products import TOLERANCE, check
+
+from tinyserve import ops
+
+DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp16", "bf16", "fp32"])
+
+
+@DTYPES
+@pytest.mark.parametrize(("n", "k", "group_size"), [(1, 32, 32), (100, 608, 32), (40, 544, 544), (70, 1152, 128)])
+@pytest.mark.parametrize("m", [1, 7, 13, 250])  # one row, tails of every block of rows, more than one block
+def test_matches_reference(m: int, n: int, k: int, group_size: int, dtype: torch.dtype, device: str) -> None:
+    quantized = make_quantized(n, k, group_size)
+    weight = ops.w4a16_pack(*(t.to(device) for t in quantized))
+    x, bias = torch.randn(m, k).to(dtype), torch.randn(n).to(dtype)
+    expected = reference.w4a16_linear(x, *quantized, bias)
+    check(lambda: ops.w4a16_gemm(x.to(device), weight, bias.to(device)), expected, dtype, device)
+
+
+@DTYPES
+def test_a_real_models_shape(dtype: torch.dtype, device: str) -> None:
+    quantized = make_quantized(576, 1536, 64)
+    weight = ops.w4a16_pack(*(t.to(device) for t in quantized))
+    x = torch.randn(64, 1536).to(dtype)
+    check(lambda: ops.w4a16_gemm(x.to(device), weight), reference.w4a16_linear(x, *quantized), dtype, device)
+
+
+@DTYPES
+def test_a_row_does_not_depend_on_the_rows_beside_it(dtype: torch.dtype, device: str) -> None:
+    """Nor on which of the two ops computes it: a request answers the same alone and in a batch."""
+    if device == "cuda":
+        pytest.skip("the GPU's kernels sum in an order that depends on their tiles")
+    weight = ops.w4a16_pack(*(t.to(device) for t in make_quantized(100, 608, 32)))
+    x = torch.randn(250, 608).to(dtype).to(device)
+    together = ops.w4a16_gemm(x, weight)
+    for m in (1, 2, 6, 7, 12, 240, 241):
+        assert torch.equal(ops.w4a16_gemm(x[:m], weight), together[:m])
+    for m in range(1, 9):
+        assert torch.equal(ops.w4a16_gemv(x[:m], weight), together[:m])
+
+
+def test_linear_takes_any_leading_dimensions(device: str) -> None:
+    quantized = make_quantized(48, 64, 32)
+    weight = ops.w4a16_pack(*(t.to(device) for t in quantized))
+    for leading in [(), (3,), (2, 5), (2, 0), (2, 3, 4)]:
+        x = torch.randn(*leading, 64)
+        out = ops.w4a16_linear(x.to(device), weight)
+        assert out.shape == (*leading, 48)
+        expected = reference.w4a16_linear(x.view(-1, 64), *quantized).view(*leading, 48)
+        torch.testing.assert_close(out.double().cpu(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_no_rows_and_no_columns(device: str) -> None:
+    weight = ops.w4a16_pack(*(t.to(device) for t in make_quantized(40, 64, 32)))
+    assert ops.w4a16_gemm(torch.empty(0, 64, device=device), weight).shape == (0, 40)
+    nothing = ops.w4a16_pack(*(t.to(device) for t in make_quantized(0, 64, 32)))
+    assert ops.w4a16_gemm(torch.ones(9, 64, device=device), nothing).shape == (9, 0)
+
+
+def test_names_what_does_not_fit(device: str) -> None:
+    weight = ops.w4a16_pack(*(t.to(device) for t in make_quantized(40, 64, 32)))
+    x = torch.zeros(20, 64, device=device)
+    with pytest.raises(RuntimeError, match=r"x must be \[M, 64\], got \[20, 32\]"):
+        ops.w4a16_gemm(x[:, :32].contiguous(), weight)
+    with pytest.raises(RuntimeError, match=r"bias must be \[40\], got \[41\]"):
+        ops.w4a16_gemm(x, weight, torch.zeros(41, device=device))
+    with pytest.raises(RuntimeError, match=r"qweight must be \[3, 8, 32\], got \[2, 8, 32\]"):
+        torch.ops.tinyserve.w4a16_gemm(x, weight.qweight, weight.qparams, None, 65)
+    with pytest.raises(RuntimeError, match=r"qparams must be \[N/32, K/G, 96 or 160\] with G dividing K=64"):
+        torch.ops.tinyserve.w4a16_gemm(x, weight.qweight, weight.qparams[..., :48].contiguous(), None, 40)
+
+
+def test_schema_and_fake_agree_with_the_kernel(device: str) -> None:
+    weight = ops.w4a16_pack(*(t.to(device) for t in make_quantized(40, 64, 32)))
+    x = torch.randn(20, 64, device=device).half()
+    torch.library.opcheck(torch.ops.tinyserve.w4a16_gemm, (x, weight.qweight, weight.qparams, None, weight.n))
