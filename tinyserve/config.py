@@ -84,7 +84,7 @@ class EngineConfig:
     block_size: int = 32  # tokens in one block of the KV cache
     kv_cache_bytes: int | None = None  # None: a share of the free memory, see engine/model_runner.py
     max_num_requests: int = 64  # running at once
-    max_batch_tokens: int = 2048  # of one step
+    max_batch_tokens: int | None = None  # of one step; None: by device, see engine/engine.py
     max_context: int | None = None  # None: the model's
     seed: int = 0
 
@@ -93,7 +93,8 @@ class EngineConfig:
         _check(self.dtype in get_args(DtypeName), "dtype", self.dtype, ", ".join(get_args(DtypeName)))
         _check(self.block_size in (8, 16, 32, 64, 128), "block_size", self.block_size, "8, 16, 32, 64 or 128")
         _in_range("max_num_requests", self.max_num_requests, 1, 4096)
-        _in_range("max_batch_tokens", self.max_batch_tokens, 16, 1 << 20)
+        if self.max_batch_tokens is not None:
+            _in_range("max_batch_tokens", self.max_batch_tokens, 16, 1 << 20)
         if self.max_context is not None:
             _in_range("max_context", self.max_context, 1, 1 << 24)
         if self.kv_cache_bytes is not None:

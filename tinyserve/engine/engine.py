@@ -27,6 +27,11 @@ from tinyserve.models.loader import load_model
 
 _log = logging.getLogger(__name__)
 
+# Tokens of one step, when no number is given. A step is what everybody waits for: the next tokens of running
+# requests, a cancellation, a new request. A CPU computes prompts no slower in small steps (SmolLM2 W4A16, one Zen 3
+# core: 319 tokens/s in chunks of 256, 336 in chunks of 1024), a GPU does.
+MAX_BATCH_TOKENS = {"cpu": 256, "cuda": 2048}
+
 
 @dataclass(frozen=True)
 class PreparedRequest:
@@ -55,13 +60,14 @@ class Engine:
         self._requests: dict[int, PreparedRequest] = {}
         self._generated_tokens = 0
         self._blocks = BlockManager(num_blocks, config.block_size)
-        max_requests = min(config.max_num_requests, config.max_batch_tokens)
-        self._scheduler = Scheduler(self._blocks, config.max_batch_tokens, max_requests)
+        max_tokens = config.max_batch_tokens or MAX_BATCH_TOKENS[model.device.type]
+        max_requests = min(config.max_num_requests, max_tokens)
+        self._scheduler = Scheduler(self._blocks, max_tokens, max_requests)
         self._runner = ModelRunner(
             model,
             kv_cache.allocate(model, num_blocks, config.block_size),
             config.block_size,
-            config.max_batch_tokens,
+            max_tokens,
             max_requests,
             max_blocks=-(-self.context_length // config.block_size),
         )
