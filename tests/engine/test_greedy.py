@@ -17,7 +17,7 @@ from tinyserve.engine.tokenizer import Tokenizer
 # around the block size of 32, and far from it
 PROMPT_LENGTHS = (1, 2, 3, 5, 8, 13, 17, 24, 31, 32, 33, 40, 50, 63, 64, 65, 90, 128, 200, 300)
 NUM_NEW = 24
-NUM_NEW_ALONE = 12
+NUM_NEW_ALONE = 8
 EOS = 2
 
 

@@ -68,16 +68,21 @@ def test_greedy_takes_the_most_likely(params: SamplingParams) -> None:
     assert sample(row((0.1, 0.2, 0.4, 0.3)), [state(params, 4)]) == [2]
 
 
-def test_a_flat_nucleus_wider_than_the_candidates_is_sampled_whole() -> None:
-    vocab_size = 4 * CANDIDATES
-    drawn = frequencies(torch.zeros(1, vocab_size), SamplingParams(top_p=0.9), num_draws=6000)
-    assert len(drawn) > 3 * CANDIDATES
-    assert len(drawn) <= math.ceil(0.9 * vocab_size) + 1
+@pytest.mark.parametrize("params", [SamplingParams(top_p=0.9), SamplingParams(top_k=900)], ids=["top_p", "top_k"])
+def test_a_flat_row_needs_more_than_the_first_candidates(params: SamplingParams) -> None:
+    vocab_size = 1000
+    assert CANDIDATES[0] < vocab_size
+    drawn = frequencies(torch.zeros(1, vocab_size), params, num_draws=8000)
+    assert 895 <= len(drawn) <= 901
 
 
-def test_a_large_top_k_is_not_cut_at_the_candidates() -> None:
-    drawn = frequencies(torch.zeros(1, 4 * CANDIDATES), SamplingParams(top_k=2 * CANDIDATES), num_draws=6000)
-    assert 1.8 * CANDIDATES < len(drawn) <= 2 * CANDIDATES
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(top_p=0.9999), SamplingParams(min_p=0.01)])
+def test_wide_rows_are_drawn_by_their_probabilities(params: SamplingParams) -> None:
+    logits = torch.full((1, CANDIDATES[-1] + 1000), -50.0)
+    places = {0: 0.2, 255: 0.1, 256: 0.3, 5000: 0.25, CANDIDATES[-1] + 999: 0.15}
+    for column, probability in places.items():
+        logits[0, column] = math.log(probability)
+    check_distribution(frequencies(logits, params), places)
 
 
 def test_rows_with_different_parameters_do_not_influence_each_other() -> None:

@@ -6,15 +6,15 @@ generator, one number per token, so its tokens do not depend on what runs beside
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tinyserve.config import SamplingParams
 
-# Truncated sampling looks at the most likely tokens only; if they hold too little of the mass, at all of them.
-CANDIDATES = 256
+# Truncated sampling looks at the most likely tokens only, at more of them where they hold too little of the mass.
+CANDIDATES = (256, 8192)
+BLOCK = 256  # of a wide row's columns: one sum for each, then one block's columns are looked at
 
 
 class SamplingError(ValueError):
@@ -73,14 +73,6 @@ class SamplingState:
             logits -= params.presence_penalty * (self._counts > 0)
 
 
-@dataclass(frozen=True)
-class _Candidates:
-    """Tokens of some rows, most likely first, with their probabilities before truncation. Both [R, C]."""
-
-    token_ids: Tensor
-    probabilities: Tensor
-
-
 def sample(logits: Tensor, states: Sequence[SamplingState]) -> list[int | SamplingError]:
     """One token per row.
 
@@ -100,8 +92,9 @@ def sample(logits: Tensor, states: Sequence[SamplingState]) -> list[int | Sampli
     tokens: list[int | SamplingError] = list(greedy_ids.tolist())
     drawing = [row for row, state in enumerate(states) if finite[row] and not state.params.greedy]
     if drawing:
-        picked = logits if len(drawing) == len(states) else logits[drawing]
-        for row, token in zip(drawing, _draw(picked.float(), [states[row] for row in drawing]), strict=True):
+        for row, token in zip(
+            drawing, _draw(_rows(logits, drawing).float(), [states[row] for row in drawing]), strict=True
+        ):
             tokens[row] = token
     for row, ok in enumerate(finite):
         if not ok:
@@ -116,53 +109,50 @@ def _column(values: Sequence[float], like: Tensor) -> Tensor:
 def _draw(logits: Tensor, states: Sequence[SamplingState]) -> list[int]:
     """fp32 logits [R, V] -> R token ids, drawn."""
     probabilities = torch.softmax(logits / _column([state.params.temperature for state in states], logits), dim=-1)
-    draws = _column([state.draw() for state in states], probabilities.double())
-    truncated = [row for row, state in enumerate(states) if _truncates(state.params)]
-    if not truncated:
-        return _pick(probabilities, draws).tolist()
-    tokens = _pick(probabilities, draws).tolist() if len(truncated) < len(states) else [0] * len(states)
-    rows = probabilities[truncated]
-    candidates = _truncate(rows, [states[row].params for row in truncated])
-    columns = _pick(candidates.probabilities, draws[truncated])
-    for row, token in zip(truncated, candidates.token_ids.gather(1, columns[:, None])[:, 0].tolist(), strict=True):
-        tokens[row] = token
+    draws = torch.tensor([state.draw() for state in states], dtype=torch.float64, device=logits.device).unsqueeze(1)
+    tokens = [0] * len(states)
+    open_rows = [row for row, state in enumerate(states) if not _truncates(state.params)]
+    if open_rows:
+        _assign(tokens, open_rows, _pick(_rows(probabilities, open_rows), draws[open_rows]))
+    cut_rows = [row for row, state in enumerate(states) if _truncates(state.params)]
+    for size in (*CANDIDATES, logits.shape[1]):
+        if not cut_rows:
+            break
+        size = min(size, logits.shape[1])
+        params = [states[row].params for row in cut_rows]
+        token_ids, kept, needs_more = _truncate(_rows(probabilities, cut_rows), params, size)
+        columns = _pick(kept, draws[cut_rows])
+        _assign(tokens, cut_rows, token_ids.gather(1, columns.unsqueeze(1)).squeeze(1))
+        cut_rows = [row for row, more in zip(cut_rows, needs_more, strict=True) if more]
     return tokens
+
+
+def _rows(values: Tensor, rows: Sequence[int]) -> Tensor:
+    """Those rows, without a copy when they are all; indexing copies a vocabulary for each."""
+    return values if len(rows) == values.shape[0] else values[rows]
+
+
+def _assign(tokens: list[int], rows: Sequence[int], values: Tensor) -> None:
+    for row, token in zip(rows, values.tolist(), strict=True):
+        tokens[row] = token
 
 
 def _truncates(params: SamplingParams) -> bool:
     return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
 
 
-def _pick(weights: Tensor, draws: Tensor) -> Tensor:
-    """Inverse of the cumulative distribution: weights [R, C] (any sum), draws fp64 [R, 1] in [0, 1) -> columns [R]."""
-    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
-    total = cumulative[:, -1:].contiguous()
-    columns = torch.searchsorted(cumulative, draws * total, right=True)
-    # rounding may carry the product up to the total itself: then the last column with any weight
-    last = torch.searchsorted(cumulative, total)
-    return torch.minimum(columns, last)[:, 0]
+def _truncate(
+    probabilities: Tensor, params: Sequence[SamplingParams], size: int
+) -> tuple[Tensor, Tensor, Sequence[bool]]:
+    """Keeps top_k, top_p and min_p of each row [R, V], looking at the `size` most likely tokens.
 
-
-def _truncate(probabilities: Tensor, params: Sequence[SamplingParams]) -> _Candidates:
-    """Keeps top_k, top_p and min_p of each row [R, V]; what is cut gets probability 0."""
-    vocab_size = probabilities.shape[1]
-    top_k = [param.top_k if param.top_k > 0 else vocab_size for param in params]
-    size = min(CANDIDATES, vocab_size)
-    candidates = _truncate_to(probabilities, params, top_k, size)
-    if candidates is None:
-        candidates = _truncate_to(probabilities, params, top_k, vocab_size)
-    if candidates is None:
-        raise AssertionError("all tokens together hold every nucleus")
-    return candidates
-
-
-def _truncate_to(
-    probabilities: Tensor, params: Sequence[SamplingParams], top_k: Sequence[int], size: int
-) -> _Candidates | None:
-    """As _truncate, looking at the `size` most likely tokens; None if some row needs more of them."""
+    Returns:
+        Those tokens [R, size], most likely first; their probabilities, 0 where cut; which rows need more of them.
+    """
     vocab_size = probabilities.shape[1]
     kept, token_ids = probabilities.topk(size, dim=-1)
     ranks = torch.arange(size, device=kept.device)
+    top_k = [param.top_k if param.top_k > 0 else vocab_size for param in params]
     limits = torch.tensor(top_k, device=kept.device).unsqueeze(1)
     kept = kept.masked_fill(ranks >= limits, 0.0)
     # top_p is a share of what top_k has left
@@ -171,9 +161,32 @@ def _truncate_to(
     top_p = _column([param.top_p for param in params], kept)
     floor = _column([param.min_p for param in params], kept) * kept[:, :1]
     result = kept.masked_fill((before >= top_p * total) & (ranks > 0), 0.0).masked_fill(kept < floor, 0.0)
-    if size < vocab_size:
-        # a row is complete when its last candidate is cut: every less likely token would be cut as well
-        is_open = (result[:, -1] > 0) & (limits[:, 0] > size)
-        if bool(is_open.any()):
-            return None
-    return _Candidates(token_ids, result)
+    if size == vocab_size:
+        return token_ids, result, [False] * len(params)
+    # a row is complete when its last candidate is cut: every less likely token would be cut as well
+    needs_more = (result[:, -1] > 0) & (limits[:, 0] > size)
+    return token_ids, result, needs_more.tolist()
+
+
+def _pick(weights: Tensor, draws: Tensor) -> Tensor:
+    """Inverse of the cumulative distribution: weights [R, C] (any sum), draws fp64 [R, 1] in [0, 1) -> columns [R]."""
+    rows, columns = weights.shape
+    if columns <= 4 * BLOCK:
+        cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
+        return _search(cumulative, draws * cumulative[:, -1:])[:, 0]
+    blocks = torch.nn.functional.pad(weights, (0, -columns % BLOCK)).view(rows, -1, BLOCK)
+    sums = blocks.sum(dim=-1).double()
+    cumulative = sums.cumsum(dim=-1)
+    target = draws * cumulative[:, -1:]
+    block = _search(cumulative, target)
+    inside = target - (cumulative - sums).gather(1, block)
+    chosen = blocks[torch.arange(rows, device=blocks.device), block[:, 0]]
+    return (block * BLOCK + _search(chosen.cumsum(dim=-1, dtype=torch.float64), inside))[:, 0]
+
+
+def _search(cumulative: Tensor, target: Tensor) -> Tensor:
+    """First column whose cumulative weight [R, C] exceeds target [R, 1] -> [R, 1]; never one without any weight."""
+    column = torch.searchsorted(cumulative, target.clamp(min=0.0), right=True)
+    # rounding may carry the target up to the total itself: then the last column with any weight
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
+    return torch.minimum(column, last)
