@@ -71,8 +71,10 @@ $(VENV)/.model: $(VENV)/.torch
 	@$(PIP) gguf
 	@touch $@
 
+# The unmodified programs of FastChat and LLaVA, without the model libraries they would bring: compatibility is judged by them.
 $(VENV)/.tools: $(VENV)/.built
 	@$(PIP) --no-build-isolation --editable '.[test]'
+	@$(PIP) --no-deps fschat==0.2.36 llava-torch==1.2.2.post1 shortuuid tiktoken httpx httpcore pydantic-settings
 	@touch $@
 
 $(VENV)/.emulator: $(VENV)/.tools $(EMULATOR_SOURCES)
