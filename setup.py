@@ -138,7 +138,7 @@ class Build(build_ext):
         return [ninja.compile(file, f"{CXX_FLAGS} {STABLE_ABI} {self._torch_flags} {flags}", variant) for file in files]
 
     def _cpu(self, ninja: Ninja, target: str) -> None:
-        sanitize = "-g -fsanitize=address,undefined" if os.environ.get("TINYSERVE_SANITIZE") else ""
+        sanitize = "-O1 -g -fsanitize=address,undefined" if os.environ.get("TINYSERVE_SANITIZE") else ""
         stems = [Path(file).stem for file in sources("csrc/ops/*.cpp")]
         objects = self._ops(ninja, stems, "cpu", "")
         objects.append(ninja.compile("csrc/cpu/dispatch.cpp", CXX_FLAGS, "cpu"))
@@ -197,6 +197,7 @@ if shutil.which("nvcc") and sources("csrc/cuda/*.cu"):
     extensions.append(Extension("tinyserve._cuda", sources=[], py_limited_api=True))
 
 TEST = ["pytest", "pytest-asyncio", "httpx", "hypothesis"]
+LINT = ["ruff", "mypy", "clang-format", "types-requests", "types-tqdm"]
 
 setup(
     name="tinyserve",
@@ -226,6 +227,6 @@ setup(
         "pillow",
         "prometheus-client",
     ],
-    extras_require={"test": TEST, "eval": ["lm-eval", "datasets"], "plots": ["matplotlib"]},
+    extras_require={"test": TEST + LINT, "eval": ["lm-eval", "datasets"], "plots": ["matplotlib"]},
     entry_points={"console_scripts": ["tinyserve = tinyserve.__main__:main"]},
 )
