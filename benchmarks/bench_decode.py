@@ -159,7 +159,7 @@ def main() -> None:
     model = load_model(config.model_path, config.quant_path, config.precision, config.dtype, device)
     engine = Engine(config, model, Tokenizer(config.model_path))
     limits = measure_limits()
-    settings = {name: str(value) for name, value in vars(arguments).items()}
+    settings = {k: v.name if isinstance(v, Path) else str(v) for k, v in vars(arguments).items()}
     settings |= {"threads": str(torch.get_num_threads()), "dtype": str(model.dtype)}
     print(f"{arguments.model}, {config.precision}, {model.dtype}, {torch.get_num_threads()} threads")
     print(f"limits: read {limits.read_bytes_per_s / 1e9:.1f} GB/s, fp32 {limits.flops_per_s / 1e9:.0f} GFLOP/s")
