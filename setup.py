@@ -141,11 +141,12 @@ class Build(build_ext):
         sanitize = "-O1 -g -fsanitize=address,undefined" if os.environ.get("TINYSERVE_SANITIZE") else ""
         stems = [Path(file).stem for file in sources("csrc/ops/*.cpp")]
         objects = self._ops(ninja, stems, "cpu", "")
-        objects.append(ninja.compile("csrc/cpu/dispatch.cpp", CXX_FLAGS, "cpu"))
+        once = ["csrc/cpu/dispatch.cpp", "csrc/cpu/pool.cpp"]
+        objects += [ninja.compile(file, CXX_FLAGS, "cpu") for file in once]
         for isa, (width, flags) in ISAS.items():
             defines = f"-DTINYSERVE_ISA={isa} -DTINYSERVE_WIDTH={width}"
             for file in sources("csrc/cpu/*.cpp"):
-                if not file.endswith("dispatch.cpp"):
+                if file not in once:
                     objects.append(ninja.compile(file, f"{CPU_FLAGS} {flags} {defines} {sanitize}", isa))
         ninja.link(target, objects, f"{self._torch_link} {sanitize}")
 

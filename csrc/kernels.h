@@ -146,9 +146,11 @@ struct Table {
 const char* current_isa();
 void select_isa(const char* name);
 
-// Calls body(begin, end, context) for parts of [0, size) that are at least `grain` long, on the threads of torch's own
-// pool, so that there is no second one. A body must not throw. Defined in ops/parallel.cpp.
-void run_parallel(int64_t size, int64_t grain, void (*body)(int64_t begin, int64_t end, void* context), void* context);
+// Calls body(begin, end, context) for parts of [0, size), on as many threads as torch is set to use; parts are about
+// `grain` long or longer. A body must not throw. Defined in ops/parallel.cpp, upon run_on_pool of pool.cpp.
+using ParallelBody = void(int64_t begin, int64_t end, void* context);
+void run_parallel(int64_t size, int64_t grain, ParallelBody* body, void* context);
+void run_on_pool(int threads, int64_t size, int64_t grain, ParallelBody* body, void* context);
 
 // The same for a lambda: parallel_for(size, grain, [&](int64_t begin, int64_t end) { ... }).
 template <typename Body>

@@ -1,14 +1,12 @@
-// parallel.cpp — hands torch's thread pool to the CPU kernels, which know no Torch; and which instruction set they use.
+// parallel.cpp — what the CPU kernels, which know no Torch, take from it: the number of threads; and the choice of
+// instruction set as an op.
 #include "tensors.h"
 
 namespace tinyserve {
 
 namespace cpu {
-void run_parallel(int64_t size, int64_t grain, void (*body)(int64_t begin, int64_t end, void* context), void* context) {
-  if (size > 0) {
-    STD_TORCH_CHECK(torch_parallel_for(0, size, grain, body, context) == AOTI_TORCH_SUCCESS,
-                    "torch's thread pool failed");
-  }
+void run_parallel(int64_t size, int64_t grain, ParallelBody* body, void* context) {
+  if (size > 0) run_on_pool(int(torch::stable::get_num_threads()), size, grain, body, context);
 }
 }  // namespace cpu
 
