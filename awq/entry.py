@@ -66,9 +66,10 @@ def search(args: argparse.Namespace, config: QuantConfig) -> None:
     """Scales and clips, written to --dump_awq."""
     from awq import calibration, results
     from awq.model import load_tokenizer, open_model
+    from awq.model_search import search_model
     from awq.network import load_network
     from awq.progress import say
-    from awq.search import BlockSearch, search_model
+    from awq.search import BlockSearch
     from awq.unfinished import UnfinishedSearch
 
     model = open_model(args.model_path)

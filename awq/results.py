@@ -4,8 +4,6 @@ It decides what is written and what is accepted. A file of another model, bit wi
 llm-awq carry no such key and are accepted with a warning after their names and shapes were checked.
 """
 
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 
 from awq.errors import UserError
+from awq.formats.output import new_file
 from awq.quantize import QuantConfig
 
 VERSION = 1  # of the metadata
@@ -71,15 +70,8 @@ class SearchResults:
 
 def save_atomically(value: object, path: Path) -> None:
     """torch.save to a temporary name beside `path`, then renamed: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(value, file)
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+    with new_file(path, overwrite=True) as scratch:
+        torch.save(value, scratch)
 
 
 def metadata(model: ModelIdentity, config: QuantConfig) -> dict[str, Any]:

@@ -1,7 +1,6 @@
-"""The search of one block and of a whole model: capture, scales, clips, next block.
+"""The search of one block: capture, scales, clips, outputs.
 
-Blocks are searched one after another on the outputs of the unquantized blocks before them, as in llm-awq. How a scale
-or a bound is judged is decided in scale_search.py and clip_search.py.
+How a scale or a bound is judged is decided in scale_search.py and clip_search.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,15 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from awq.apply import Adjustment
-from awq.capture import BlockInputs, BlockRecord, blocks_of, first_inputs, recording, run_block
-from awq.clip_search import best_bounds
+from awq.capture import BlockInputs, BlockRecord, recording, run_block
+from awq.clip_search import joint_bounds, separate_bounds
 from awq.errors import UserError
 from awq.mappings import Architecture, Group
-from awq.progress import track
 from awq.quantize import QuantConfig
 from awq.results import ClipItem, ScaleItem, SearchResults
 from awq.scale_search import ScaleChoice, best_scale, gram_loss, scaled_error
-from awq.unfinished import UnfinishedSearch
 
 Method = Literal["fast", "exact"]
 BATCH_TOKENS = 2048  # of one pass through a block
@@ -56,6 +53,7 @@ class BlockSearch:
             for group, choice in scales.items()
         ]
         adjust = Adjustment(SearchResults(items))
+        find_bounds = joint_bounds if self.method == "fast" else separate_bounds
         clips = []
         for group in self.architecture.groups:
             gram = record.statistics[group].mean_gram()
@@ -65,7 +63,7 @@ class BlockSearch:
             for layer in group.layers:
                 if layer not in self.architecture.unclipped:
                     weight = adjust(f"{name}.{layer}.weight", _weight(block, layer))
-                    clips.append(ClipItem(f"{name}.{layer}", best_bounds(weight, gram, self.config).cpu()))
+                    clips.append(ClipItem(f"{name}.{layer}", find_bounds(weight, gram, self.config).cpu()))
         return SearchResults(items, clips), outputs
 
     def pass_through(self, block: nn.Module, index: int, inputs: BlockInputs) -> BlockInputs:
@@ -84,41 +82,6 @@ class BlockSearch:
                 return best_scale(statistics.mean_abs(), loss)
         except ValueError as error:
             raise UserError(f"{name}.{group.layers[0]}: {error}") from error
-
-
-def search_model(
-    network: nn.Module,
-    search: BlockSearch,
-    tokens: Tensor,
-    layers: tuple[int, int] | None,
-    unfinished: UnfinishedSearch,
-) -> SearchResults:
-    """Searches the blocks of a model; those that `unfinished` knows are only run through.
-
-    Args:
-        tokens: calibration windows int64 [n, L].
-        layers: first block and the one after the last; None: all.
-
-    Raises:
-        UserError: layers that the model does not have, or values that are not finite.
-    """
-    blocks = blocks_of(network, search.architecture)
-    first, end = layers or (0, len(blocks))
-    if end > len(blocks):
-        raise UserError(f"--layers {first}:{end}: the model has {len(blocks)} layers")
-    known = {index: found for index in range(first, end) if (found := unfinished.block(index)) is not None}
-    inputs = first_inputs(network, search.architecture, tokens)
-    results = SearchResults()
-    for index in track(range(end), "search: layer"):
-        if index not in known and index >= first:
-            known[index], inputs = search(blocks[index], index, inputs)
-            unfinished.keep_block(index, known[index])
-        elif any(later not in known for later in range(max(index, first), end)):
-            inputs = search.pass_through(blocks[index], index, inputs)
-        if index in known:
-            results.scales.extend(known[index].scales)
-            results.clips.extend(known[index].clips)
-    return results
 
 
 @contextmanager

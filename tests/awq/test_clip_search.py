@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from awq import clip_search
 from awq.apply import clip_weight
-from awq.clip_search import best_bounds, diagonal_blocks
+from awq.clip_search import joint_bounds, separate_bounds
 from awq.quantize import QuantConfig, fake_quantize
 
 
@@ -30,16 +31,47 @@ def test_bounds_are_those_of_the_loop(group: int) -> None:
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(6, 64, generator=generator) ** 3  # long tails: clipping pays
     x = torch.randn(100, 64, generator=generator)
-    actual = best_bounds(weight, x.T @ x / len(x), QuantConfig(4, group))
+    actual = separate_bounds(weight, x.T @ x / len(x), QuantConfig(4, group))
     expected = reference_bounds(weight, x, group)
     assert actual.shape == (6, 64 // group, 1)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
     assert float((actual < weight.view(6, -1, group).abs().amax(-1, keepdim=True)).float().mean()) > 0.2
 
 
-def test_diagonal_blocks() -> None:
-    gram = torch.arange(16.0).view(4, 4)
-    assert diagonal_blocks(gram, 2).tolist() == [[[0, 1], [4, 5]], [[10, 11], [14, 15]]]
+def row_loss(weight: Tensor, bounds: Tensor, gram: Tensor, config: QuantConfig) -> Tensor:
+    """Mean squared output error of every row, [N]."""
+    clipped = weight.clone()
+    clip_weight(clipped, bounds)
+    error = fake_quantize(clipped, config) - weight
+    return ((error @ gram) * error).sum(-1)
+
+
+def test_joint_bounds_are_the_best_combination() -> None:
+    """Two groups per row: all 100 combinations can be tried."""
+    generator = torch.Generator().manual_seed(4)
+    config = QuantConfig(4, 16)
+    weight = torch.randn(8, 32, generator=generator) ** 3
+    x = torch.randn(200, 1, generator=generator) + 0.5 * torch.randn(200, 32, generator=generator)  # correlated
+    gram = x.T @ x / len(x)
+    largest = weight.view(8, 2, 16).abs().amax(-1, keepdim=True)
+    factors = [1 - step / 20 for step in range(10)]
+    losses = torch.stack(
+        [row_loss(weight, largest * torch.tensor([[[a], [b]]]), gram, config) for a in factors for b in factors]
+    )
+    joint = row_loss(weight, joint_bounds(weight, gram, config), gram, config)
+    separate = row_loss(weight, separate_bounds(weight, gram, config), gram, config)
+    best = losses.amin(0)
+    assert bool((joint <= separate * 1.001).all())
+    assert float(joint.sum()) <= 1.1 * float(best.sum())  # coordinate descent may end beside the best corner
+    assert float(joint.sum()) < 0.9 * float(separate.sum())
+
+
+def test_joint_bounds_do_not_depend_on_how_rows_are_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(10, 64, generator=torch.Generator().manual_seed(5))
+    gram = torch.eye(64) + 0.5
+    whole = joint_bounds(weight, gram, QuantConfig(4, 32))
+    monkeypatch.setattr(clip_search, "CHUNK", 64 * 3)
+    torch.testing.assert_close(joint_bounds(weight, gram, QuantConfig(4, 32)), whole)
 
 
 def test_clip_weight_bounds_each_group() -> None:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from awq.capture import BlockInputs, blocks_of, first_inputs, recording, run_block
 from awq.errors import UserError
 from awq.mappings import LLAMA
+from awq.model_search import search_model
 from awq.network import load_network
 from awq.quantize import QuantConfig, fake_quantize
 from awq.results import SearchResults
 from awq.scale_search import candidates
-from awq.search import BlockSearch, output_loss, search_model
+from awq.search import BlockSearch, output_loss
 from awq.unfinished import UnfinishedSearch
 
 CONFIG = QuantConfig(4, 32)
