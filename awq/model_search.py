@@ -45,4 +45,5 @@ def search_model(
         if index in known:
             results.scales.extend(known[index].scales)
             results.clips.extend(known[index].clips)
+            results.figures.extend(known[index].figures)
     return results

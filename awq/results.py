@@ -1,4 +1,4 @@
-"""The file of search results: llm-awq's {"scale", "clip"} plus a key that says for which model and settings.
+"""The file of search results: llm-awq's {"scale", "clip"} plus keys with the model and settings and with figures.
 
 It decides what is written and what is accepted. A file of another model, bit width or group size is refused; files of
 llm-awq carry no such key and are accepted with a warning after their names and shapes were checked.
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from awq.errors import UserError
 from awq.formats.output import new_file
+from awq.layer_figures import LayerFigures
 from awq.quantize import QuantConfig
 
 VERSION = 1  # of the metadata
@@ -56,10 +57,11 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class SearchResults:
-    """Scales and clips of a whole model, or of some of its blocks."""
+    """Scales, clips and figures of a whole model, or of some of its blocks."""
 
     scales: list[ScaleItem] = field(default_factory=list)
     clips: list[ClipItem] = field(default_factory=list)
+    figures: list[LayerFigures] = field(default_factory=list)
 
     def scales_of(self, prefix: str) -> list[ScaleItem]:
         return [item for item in self.scales if item.layers[0].startswith(prefix)]
@@ -80,14 +82,29 @@ def metadata(model: ModelIdentity, config: QuantConfig) -> dict[str, Any]:
 
 
 def save_results(results: SearchResults, path: Path, model: ModelIdentity, config: QuantConfig) -> None:
-    """Writes llm-awq's format (tuples of names and CPU tensors) with the metadata key."""
-    save_atomically(
-        {
-            "scale": [(item.prev, tuple(item.layers), item.scales.cpu()) for item in results.scales],
-            "clip": [(item.layer, item.bound.cpu()) for item in results.clips],
-            "metadata": metadata(model, config),
-        },
-        path,
+    """Writes llm-awq's format (tuples of names and CPU tensors) with the keys `metadata` and `figures`."""
+    save_atomically({**to_plain(results), "metadata": metadata(model, config)}, path)
+
+
+def to_plain(results: SearchResults) -> dict[str, list[Any]]:
+    """As tuples, strings, numbers and CPU tensors, which weights_only loading accepts."""
+    return {
+        "scale": [(item.prev, tuple(item.layers), item.scales.cpu()) for item in results.scales],
+        "clip": [(item.layer, item.bound.cpu()) for item in results.clips],
+        "figures": [item.to_plain() for item in results.figures],
+    }
+
+
+def from_plain(value: Mapping[str, Any]) -> SearchResults:
+    """The inverse of to_plain; `figures` may be missing, as in llm-awq's files.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: not such a value.
+    """
+    return SearchResults(
+        [ScaleItem(str(prev), tuple(map(str, layers)), t.float()) for prev, layers, t in value["scale"]],
+        [ClipItem(str(layer), bound.float()) for layer, bound in value["clip"]],
+        [LayerFigures.from_plain(item) for item in value.get("figures", [])],
     )
 
 
@@ -107,33 +124,27 @@ def load_results(
     Raises:
         UserError: not such a file, another model or setting (both are named), or names and shapes that do not fit.
     """
-    raw = _read(path)
-    known = raw.get("metadata")
+    results, known = _read(path)
     if known is None:
         warn(
             f"{path} does not say for which model it was made (a file of llm-awq?); only names and shapes were checked"
         )
     else:
         _check_metadata(path, known, model, config)
-    results = SearchResults(
-        [ScaleItem(prev, tuple(layers), scales.float()) for prev, layers, scales in raw["scale"]],
-        [ClipItem(layer, bound.float()) for layer, bound in raw["clip"]],
-    )
     _check_shapes(path, results, config, shapes)
     return results
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> tuple[SearchResults, Any]:
+    """The results and the metadata, None where there is none."""
     if not path.is_file():
         raise UserError(f"search results not found: {path}")
     try:
         raw = torch.load(path, map_location="cpu", weights_only=True)
-        scales = [(str(p), [str(n) for n in names], t.float()) for p, names, t in raw["scale"]]
-        clips = [(str(name), bound.float()) for name, bound in raw["clip"]]
+        return from_plain(raw), raw.get("metadata")
     except Exception as error:  # a damaged pickle can fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is not a file of search results: {reason}") from error
-    return {"scale": scales, "clip": clips, "metadata": raw.get("metadata")}
 
 
 def _check_metadata(path: Path, known: Any, model: ModelIdentity, config: QuantConfig) -> None:

@@ -15,6 +15,7 @@ from awq.apply import Adjustment
 from awq.capture import BlockInputs, BlockRecord, recording, run_block
 from awq.clip_search import joint_bounds, separate_bounds
 from awq.errors import UserError
+from awq.layer_figures import measure
 from awq.mappings import Architecture, Group
 from awq.quantize import QuantConfig
 from awq.results import ClipItem, ScaleItem, SearchResults
@@ -54,17 +55,26 @@ class BlockSearch:
         ]
         adjust = Adjustment(SearchResults(items))
         find_bounds = joint_bounds if self.method == "fast" else separate_bounds
-        clips = []
+        clips, figures = [], []
         for group in self.architecture.groups:
-            gram = record.statistics[group].mean_gram()
-            if group in scales:
-                t = scales[group].scales
-                gram = gram / t / t[:, None]  # the inputs of the scaled layer are x / t
+            unscaled = record.statistics[group].mean_gram()
+            choice = scales.get(group)
+            t = None if choice is None else choice.scales
+            gram = unscaled if t is None else unscaled / t / t[:, None]  # the inputs of the scaled layer are x / t
             for layer in group.layers:
+                weight = adjust(f"{name}.{layer}.weight", _weight(block, layer))
+                bound = None
                 if layer not in self.architecture.unclipped:
-                    weight = adjust(f"{name}.{layer}.weight", _weight(block, layer))
-                    clips.append(ClipItem(f"{name}.{layer}", find_bounds(weight, gram, self.config).cpu()))
-        return SearchResults(items, clips), outputs
+                    bound = find_bounds(weight, gram, self.config)
+                    clips.append(ClipItem(f"{name}.{layer}", bound.cpu()))
+                ratio = None if choice is None else choice.ratio
+                mean_abs = record.statistics[group].mean_abs()
+                figures.append(
+                    measure(
+                        f"{name}.{layer}", weight, unscaled, mean_abs, self.config, ratio=ratio, scales=t, bound=bound
+                    )
+                )
+        return SearchResults(items, clips, figures), outputs
 
     def pass_through(self, block: nn.Module, index: int, inputs: BlockInputs) -> BlockInputs:
         """What the next block reads."""

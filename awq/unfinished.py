@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from awq.results import ClipItem, ScaleItem, SearchResults, save_atomically
+from awq.results import SearchResults, from_plain, save_atomically, to_plain
 
 
 class UnfinishedSearch:
@@ -40,17 +40,10 @@ class UnfinishedSearch:
     def block(self, index: int) -> SearchResults | None:
         """What was found for a block; None if it is not finished."""
         value = _load(self._block_file(index))
-        if value is None:
-            return None
-        return SearchResults(
-            [ScaleItem(prev, tuple(layers), scales) for prev, layers, scales in value["scale"]],
-            [ClipItem(layer, bound) for layer, bound in value["clip"]],
-        )
+        return None if value is None else from_plain(value)
 
     def keep_block(self, index: int, found: SearchResults) -> None:
-        scale = [(item.prev, item.layers, item.scales) for item in found.scales]
-        clip = [(item.layer, item.bound) for item in found.clips]
-        save_atomically({"scale": scale, "clip": clip}, self._block_file(index))
+        save_atomically(to_plain(found), self._block_file(index))
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
