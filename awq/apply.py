@@ -4,18 +4,16 @@ Works tensor by tensor and by name, so that a model in memory and a checkpoint o
 does not know how scales and clips were found, nor how a checkpoint is stored.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from awq.errors import UserError
+from awq.lazy import Lazy
 from awq.model import ModelFolder
 from awq.quantize import QuantConfig, QuantizedTensor, dequantize, quantize
 from awq.results import SearchResults
-
-T = TypeVar("T")
 
 
 class Adjustment:
@@ -86,8 +84,8 @@ class QuantizedModel:
         model.check_group(config)
         linears = model.linears()
         weights = {f"{module}.weight" for module in linears}
-        self.quantized: Mapping[str, QuantizedTensor] = _Lazy(linears, self._quantize)
-        self.state: Mapping[str, Tensor] = _Lazy(
+        self.quantized: Mapping[str, QuantizedTensor] = Lazy(linears, self._quantize)
+        self.state: Mapping[str, Tensor] = Lazy(
             [name for name in model.checkpoint.names() if name not in weights], self._store
         )
 
@@ -111,28 +109,6 @@ class QuantizedModel:
             yield name, self.state[name]
         for module in self.quantized:
             yield f"{module}.weight", dequantize(self.quantized[module])
-
-
-class _Lazy(Mapping[str, T]):
-    """A mapping whose values are made on access."""
-
-    def __init__(self, names: list[str], make: Callable[[str], T]) -> None:
-        self._names = dict.fromkeys(names)
-        self._make = make
-
-    def __getitem__(self, name: str) -> T:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._make(name)
-
-    def __contains__(self, name: object) -> bool:  # Mapping's own would make the value
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def storage_dtype(dtype: torch.dtype) -> torch.dtype:

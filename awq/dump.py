@@ -56,28 +56,33 @@ def check_settings(path: Path, model_path: Path, config: QuantConfig) -> None:
         raise UserError(f"{path} holds {describe(stored) if stored else '16 bits'}; asked for {describe(config)}")
 
 
+def format_of(path: Path, name: str | None = None) -> str:
+    """The format of a checkpoint that is to be written: the one that is named, else what the path suggests."""
+    return name or ("llm-awq-v2" if path.suffix == ".pt" else "awq-gemm")
+
+
 def write_dump(
     path: Path,
     model: ModelFolder,
     config: QuantConfig,
     results: SearchResults | None,
     dtype: torch.dtype | None = None,
+    format_name: str | None = None,
 ) -> Path:
     """Quantizes and writes the model; returns what was written.
 
     Args:
         results: None: round to nearest.
         dtype: of scales and 16-bit tensors; None: the checkpoint's.
+        format_name: one of awq.formats.WRITERS; None: what the path suggests.
 
     Raises:
         UserError: the place is taken, or the model cannot be stored in this format.
     """
     quantized = QuantizedModel(model, config, results, dtype)
     output = dump_path(path)
-    if output.suffix == ".pt":
-        formats.write_llm_awq_v2(output, quantized.state, quantized.quantized, config)
-    else:
-        formats.write_awq_folder(output, model.path, quantized.state, quantized.quantized, config)
+    name = format_of(output, format_name)
+    formats.WRITERS[name](output, model.path, quantized.state, quantized.quantized, config)
     return output
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from awq.errors import UserError
-from awq.flags import build_parser, check_flags
+from awq.flags import parse
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,11 +32,9 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         SystemExit: a mistake of the user's (code 2 for flags, 1 for files and models), with a message on stderr.
     """
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    check_flags(parser, args)
+    args = parse(sys.argv[1:] if argv is None else argv)
     try:
-        run(args)
+        convert(args) if args.command == "convert" else run(args)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -60,6 +58,18 @@ def run(args: argparse.Namespace) -> None:
         dump_fake(args, config, results_file)
     if args.tasks or args.eval_file:
         evaluate(args, config, results_file)
+
+
+def convert(args: argparse.Namespace) -> None:
+    """A quantized checkpoint in another format."""
+    from awq.convert import convert_checkpoint
+    from awq.dump import format_of
+    from awq.network import named_dtype
+    from awq.progress import say
+
+    name = format_of(args.output, args.format)
+    convert_checkpoint(args.source, args.output, name, args.model_path, named_dtype(args.dtype))
+    say(f"{name} checkpoint saved: {args.output}")
 
 
 def search(args: argparse.Namespace, config: QuantConfig) -> None:
@@ -122,7 +132,8 @@ def dump_quant(args: argparse.Namespace, config: QuantConfig, results_file: Path
     dump.check_dump(args.dump_quant)
     model = open_model(args.model_path)
     found = load_results(results_file, model, config)
-    say(f"4-bit checkpoint saved: {dump.write_dump(args.dump_quant, model, config, found, named_dtype(args.dtype))}")
+    dtype = named_dtype(args.dtype)
+    say(f"4-bit checkpoint saved: {dump.write_dump(args.dump_quant, model, config, found, dtype, args.dump_format)}")
 
 
 def dump_fake(args: argparse.Namespace, config: QuantConfig, results_file: Path | None) -> None:

@@ -7,16 +7,35 @@ from typing import Any
 
 MAX_SAMPLES = 1 << 16
 MAX_SEQLEN = 1 << 17
+FORMATS = ("awq-gemm", "compressed-tensors", "llm-awq-v2")  # awq.formats.WRITERS, which imports torch
+DTYPES = ("auto", "float16", "bfloat16")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The checked command line; its `command` is "convert" or "quantize". Exits with code 2 on a mistake."""
+    if argv[:1] == ["convert"]:
+        parser = build_convert_parser()
+        args = parser.parse_args(argv[1:], argparse.Namespace(command="convert"))
+        _check_format(parser, "--format", args.format, args.output)
+        return args
+    parser = build_parser()
+    args = parser.parse_args(argv, argparse.Namespace(command="quantize"))
+    check_flags(parser, args)
+    return args
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Every flag; names and meanings are llm-awq's where it has them."""
-    parser = argparse.ArgumentParser(prog="awq.entry", description="AWQ: search, evaluate and write 4-bit checkpoints.")
+    parser = argparse.ArgumentParser(
+        prog="awq.entry",
+        description="AWQ: search, evaluate and write 4-bit checkpoints.",
+        epilog="awq.entry convert IN OUT rewrites a 4-bit checkpoint in another format; see awq.entry convert --help",
+    )
     model = parser.add_argument_group("model")
     model.add_argument("--model_path", type=Path, required=True, help="local Hugging Face model folder")
     model.add_argument(
         "--dtype",
-        choices=("auto", "float16", "bfloat16"),
+        choices=DTYPES,
         default="auto",
         help="of the 16-bit tensors; auto: the checkpoint's",
     )
@@ -56,6 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
     files.add_argument(
         "--dump_quant", type=Path, metavar="PATH", help="4-bit checkpoint: X.pt (llm-awq v2) or a folder"
     )
+    files.add_argument(
+        "--dump_format", choices=FORMATS, help="of --dump_quant; default: llm-awq-v2 for X.pt, else awq-gemm"
+    )
     files.add_argument("--dump_fake", type=Path, metavar="FOLDER", help="16-bit model folder with rounded weights")
     files.add_argument("--load_quant", type=Path, metavar="PATH", help="evaluate this 4-bit checkpoint")
     evaluation = parser.add_argument_group("evaluation")
@@ -69,6 +91,31 @@ def build_parser() -> argparse.ArgumentParser:
         "--output_path", type=Path, metavar="FILE.json", help="where evaluation results are written"
     )
     return parser
+
+
+def build_convert_parser() -> argparse.ArgumentParser:
+    """The flags of `convert`."""
+    parser = argparse.ArgumentParser(
+        prog="awq.entry convert",
+        description="Rewrites a 4-bit checkpoint (AWQ, GPTQ, compressed-tensors or llm-awq) in another format: codes "
+        "and zeros bit for bit, tensor by tensor, without loading a model.",
+    )
+    parser.add_argument("source", type=Path, metavar="IN", help="a quantized model folder, or llm-awq's X.pt")
+    parser.add_argument("output", type=Path, metavar="OUT", help="the folder to make, or X.pt for llm-awq-v2")
+    parser.add_argument("--format", choices=FORMATS, help="of OUT; default: llm-awq-v2 for X.pt, else awq-gemm")
+    parser.add_argument(
+        "--model_path", type=Path, help="folder that config and tokenizer are taken from; needed where IN is X.pt"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of scales and 16-bit tensors; auto: IN's")
+    return parser
+
+
+def _check_format(parser: argparse.ArgumentParser, flag: str, name: str | None, output: Path) -> None:
+    if name is not None and (name == "llm-awq-v2") != (output.suffix == ".pt"):
+        kind = (
+            "one file, which must be named X.pt" if name == "llm-awq-v2" else "a folder, which must not be named X.pt"
+        )
+        parser.error(f"{flag} {name} makes {kind}, got {output}")
 
 
 def _integer(low: int, high: int) -> Any:
@@ -127,6 +174,10 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         )
     if args.dump_quant and args.q_backend == "fake":
         parser.error("--dump_quant needs --q_backend real")
+    if args.dump_format and not args.dump_quant:
+        parser.error("--dump_format needs --dump_quant")
+    if args.dump_quant:
+        _check_format(parser, "--dump_format", args.dump_format, args.dump_quant)
     if args.dump_fake and args.q_backend == "real":
         parser.error("--dump_fake needs --q_backend fake")
     if (args.q_backend == "real" or args.dump_quant) and args.w_bit != 4:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from awq.errors import UserError
-from awq.formats.output import new_file
+from awq.formats.output import new_file, save_pt
 from awq.layer_figures import LayerFigures
 from awq.quantize import QuantConfig
 
@@ -73,7 +73,7 @@ class SearchResults:
 def save_atomically(value: object, path: Path) -> None:
     """torch.save to a temporary name beside `path`, then renamed: a reader never sees half a file."""
     with new_file(path, overwrite=True) as scratch:
-        torch.save(value, scratch)
+        save_pt(value, scratch)
 
 
 def metadata(model: ModelIdentity, config: QuantConfig) -> dict[str, Any]:

@@ -1,22 +1,25 @@
 """Checkpoints: which formats there are, and the one function that opens any of them.
 
-A format is one file beside this one and one line in QUANT_METHODS. Knows no model.
+A format is one file beside this one and one line in QUANT_METHODS or WRITERS. Knows no model.
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from awq.formats import auto_awq, compressed_tensors, gptq
 from awq.formats.auto_awq import write_awq_folder
 from awq.formats.checkpoint import Checkpoint, CheckpointError, Layout, dequantized_state
 from awq.formats.compressed_tensors import write_compressed_tensors_folder
-from awq.formats.llm_awq import read_llm_awq, write_llm_awq_v2
 from awq.formats.output import check_output
+from awq.formats.pt_file import read_llm_awq, write_llm_awq_v2
 from awq.formats.safetensors_folder import SafetensorsFolder, read_json
-from awq.quantize import QuantConfig
+from awq.quantize import QuantConfig, QuantizedTensor
 
 __all__ = [
+    "WRITERS",
     "Checkpoint",
     "CheckpointError",
     "check_output",
@@ -34,6 +37,15 @@ QUANT_METHODS: dict[str, QuantizationReader] = {
     "awq": auto_awq.read_quantization_config,
     "compressed-tensors": compressed_tensors.read_quantization_config,
     "gptq": gptq.read_quantization_config,
+}
+
+Writer = Callable[[Path, Path, Mapping[str, Tensor], Mapping[str, QuantizedTensor], QuantConfig], None]
+
+# name on a command line -> what writes it: output, source folder, state, quantized and config as of write_awq_folder
+WRITERS: dict[str, Writer] = {
+    "awq-gemm": write_awq_folder,
+    "compressed-tensors": write_compressed_tensors_folder,
+    "llm-awq-v2": lambda output, _, state, quantized, config: write_llm_awq_v2(output, state, quantized, config),
 }
 
 # Two checkpoints that differ in one of these are not the same model.

@@ -8,16 +8,19 @@ The versions gemv and gemv_fast, which are only read, are llm-awq's two layouts.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from awq.errors import UserError
 from awq.formats.checkpoint import FLOATS, INT32, CheckpointError, Dtypes, Layout
 from awq.formats.llm_awq import layout_v1, layout_v2
 from awq.formats.model_folder import write_model_folder
 from awq.formats.nibbles import PER_WORD, pack_rows, unpack_rows
 from awq.formats.output import SHARD_BYTES
+from awq.formats.skipped import skipped_parts
 from awq.quantize import QuantConfig, QuantizedTensor
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -89,6 +92,25 @@ def read_quantization_config(config: Mapping[str, Any], where: str) -> tuple[Lay
     return VERSIONS[version], quant, tuple(excluded)
 
 
+def _quantization_config(config: QuantConfig, matrices: Sequence[str], quantized: Sequence[str]) -> dict[str, Any]:
+    parts = skipped_parts(matrices, quantized)
+    for part in parts:
+        clash = next((name for name in quantized if part in name), None)
+        if clash is not None:
+            raise UserError(
+                f"{part} stays in 16 bits, but its name is part of the quantized {clash}: modules_to_not_convert "
+                "of the AWQ format cannot tell them apart; the compressed-tensors format can"
+            )
+    return {
+        "quant_method": "awq",
+        "version": "gemm",
+        "bits": 4,
+        "group_size": config.group_size,
+        "zero_point": True,
+        "modules_to_not_convert": parts,
+    }
+
+
 def write_awq_folder(
     output: Path,
     source: Path,
@@ -96,39 +118,31 @@ def write_awq_folder(
     quantized: Mapping[str, QuantizedTensor],
     config: QuantConfig,
     *,
-    modules_to_not_convert: Sequence[str] | None = None,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
 ) -> None:
     """Writes a folder that this package and others (vLLM, SGLang, LMDeploy, transformers) load without flags.
 
     config.json is the source's with a top-level `quantization_config`; generation_config.json, tokenizer, processor and
-    chat template are copied. `zero_point` is written as true even for symmetric rounding: in this format it says that
-    qzeros are stored, which they always are (8 everywhere), and engines refuse or slow down where it is false. Weights
-    tied to others (an lm_head that is the embedding) are stored once.
+    chat template are copied. Every module that stays in 16 bits is listed as not converted. `zero_point` is written as
+    true even for symmetric rounding: in this format it says that qzeros are stored, which they always are (8
+    everywhere), and engines refuse or slow down where it is false. Weights tied to others (an lm_head that is the
+    embedding) are stored once.
 
     Args:
         output: the folder to make. An existing one is refused unless it is empty.
-        source: the 16-bit folder the model came from.
+        source: the folder the model came from, 16-bit or quantized.
         state: every tensor that is not quantized, by its full name, biases of quantized modules included; cast to the
             dtype of the scales. Values may be made on access, so that a large model is never in memory at once.
         quantized: module name ("model.layers.0.self_attn.q_proj") -> its weight; may be made on access as well.
         config: how all of them were rounded.
-        modules_to_not_convert: parts of names of Linears that stay 16-bit besides lm_head; None when there are none.
         shard_bytes: size above which the weights are split into several files.
         overwrite: replace an existing output, once the new one is complete.
 
     Raises:
-        UserError: the output exists, a layer cannot be stored (names it and says why), or nothing is quantized.
+        UserError: the output exists, a layer cannot be stored (names it and says why), nothing is quantized, or the
+            name of a 16-bit module is part of a quantized one's, so that no list in the config tells them apart.
     """
-    quantization_config = {
-        "quant_method": "awq",
-        "version": "gemm",
-        "bits": 4,
-        "group_size": config.group_size,
-        "zero_point": True,
-        "modules_to_not_convert": list(modules_to_not_convert) if modules_to_not_convert else None,
-    }
     write_model_folder(
         output,
         source,
@@ -137,7 +151,7 @@ def write_awq_folder(
         config,
         encode=encode_gemm,
         multiple_n=PER_WORD,
-        quantization_config=quantization_config,
+        describe=partial(_quantization_config, config),
         shard_bytes=shard_bytes,
         overwrite=overwrite,
     )

@@ -11,6 +11,7 @@ The format speaks of codes and zeros as -8 to 7 and stores them plus 8, which is
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from awq.formats.checkpoint import FLOATS, INT32, CheckpointError, Dtypes, Layou
 from awq.formats.model_folder import write_model_folder
 from awq.formats.nibbles import PER_WORD, pack_columns, pack_rows, unpack_columns, unpack_rows
 from awq.formats.output import SHARD_BYTES
+from awq.formats.skipped import HEAD, skipped_parts
 from awq.quantize import QuantConfig, QuantizedTensor
 
 FORMAT = "pack-quantized"
@@ -131,7 +133,6 @@ def write_compressed_tensors_folder(
     quantized: Mapping[str, QuantizedTensor],
     config: QuantConfig,
     *,
-    modules_to_not_convert: Sequence[str] | None = None,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
 ) -> None:
@@ -140,6 +141,21 @@ def write_compressed_tensors_folder(
     Arguments and errors are those of awq.formats.write_awq_folder; any number of out features can be stored, and
     symmetric rounding stores no zeros.
     """
+    write_model_folder(
+        output,
+        source,
+        state,
+        quantized,
+        config,
+        encode=encode,
+        multiple_n=1,
+        describe=partial(_quantization_config, config),
+        shard_bytes=shard_bytes,
+        overwrite=overwrite,
+    )
+
+
+def _quantization_config(config: QuantConfig, matrices: Sequence[str], quantized: Sequence[str]) -> dict[str, Any]:
     per_row = config.group_size == -1
     weights = {
         "num_bits": 4,
@@ -156,23 +172,14 @@ def write_compressed_tensors_folder(
         "input_activations": None,
         "output_activations": None,
     }
-    quantization_config = {
+    heads = sorted({HEAD, *(module for module in matrices if module.endswith(f".{HEAD}"))})
+    parts = [part for part in skipped_parts(matrices, quantized) if part != HEAD]
+    return {
         "quant_method": "compressed-tensors",
         "format": FORMAT,
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},
-        "ignore": ["lm_head", *(f"re:.*{re.escape(part)}.*" for part in modules_to_not_convert or ())],
+        # Under any prefix, with all that is inside.
+        "ignore": [*heads, *(rf"re:(.*\.)?{re.escape(part)}(\..*)?$" for part in parts)],
         "kv_cache_scheme": None,
     }
-    write_model_folder(
-        output,
-        source,
-        state,
-        quantized,
-        config,
-        encode=encode,
-        multiple_n=1,
-        quantization_config=quantization_config,
-        shard_bytes=shard_bytes,
-        overwrite=overwrite,
-    )

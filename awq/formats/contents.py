@@ -11,6 +11,7 @@ from torch import Tensor
 
 from awq.errors import UserError
 from awq.formats.checkpoint import FLOAT16, GROUP_SIZES
+from awq.progress import track
 from awq.quantize import QuantConfig, QuantizedTensor
 
 KERNEL_K = 32  # K must be a multiple of this for every kernel that reads the codes
@@ -78,7 +79,7 @@ def quantized_tensors(
     Raises:
         UserError: names the layer, its shape and what the format needs.
     """
-    for module in quantized:
+    for module in track(list(quantized), "write: layer"):
         weight = quantized[module]
         if weight.config != config or weight.scales.dtype != dtype:
             raise UserError(
@@ -89,6 +90,10 @@ def quantized_tensors(
             raise UserError(
                 f"{module}: {weight.n} out and {weight.k} in features; "
                 f"the format needs multiples of {multiple_n} and {multiple_k}"
+            )
+        if not config.zero_point and bool((weight.zeros != config.symmetric_zero).any()):
+            raise UserError(
+                f"{module}: symmetric rounding has zeros of {config.symmetric_zero} only, but it has others"
             )
         yield module, weight
 

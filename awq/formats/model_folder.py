@@ -1,6 +1,6 @@
 """Writes a quantized Hugging Face folder: the same for every format that is one, whatever its tensors look like."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from awq.formats.safetensors_folder import INDEX_FILE, WEIGHTS_FILE, Safetensors
 from awq.quantize import QuantConfig, QuantizedTensor
 
 Encoder = Callable[[QuantizedTensor], Mapping[str, Tensor]]
+# From the names of the unquantized modules with a matrix, and of the quantized ones, to the quantization_config.
+Describe = Callable[[Sequence[str], Sequence[str]], Mapping[str, Any]]
 
 
 def write_model_folder(
@@ -25,7 +27,7 @@ def write_model_folder(
     *,
     encode: Encoder,
     multiple_n: int,
-    quantization_config: Mapping[str, Any],
+    describe: Describe,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
 ) -> None:
@@ -33,13 +35,13 @@ def write_model_folder(
 
     Args:
         output: the folder to make. An existing one is refused unless it is empty.
-        source: the 16-bit folder the model came from.
+        source: the folder the model came from, 16-bit or quantized.
         state: every tensor that is not quantized; cast to the dtype of the scales.
         quantized: module name -> its weight.
         config: how all of them were rounded.
         encode: the stored tensors of a module by suffix.
         multiple_n: what the format needs the out features to be a multiple of.
-        quantization_config: what config.json says about the format.
+        describe: what config.json says about the format.
         shard_bytes: size above which the weights are split into several files.
         overwrite: replace an existing output, once the new one is complete.
 
@@ -51,6 +53,13 @@ def write_model_folder(
     model_config = read_json(source / "config.json")
     dtype = storage_dtype(quantized)
     tied = tied_names(state, _stored_names(source, state), model_config)
+    matrices: list[str] = []
+
+    def plain() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in plain_tensors(state, quantized, dtype, tied):
+            if name.endswith(".weight") and tensor.ndim > 1:
+                matrices.append(name.removesuffix(".weight"))
+            yield name, tensor
 
     def encoded() -> Iterator[tuple[str, Tensor]]:
         for module, weight in quantized_tensors(quantized, config, dtype, multiple_n, multiple_k=KERNEL_K):
@@ -58,8 +67,9 @@ def write_model_folder(
                 yield f"{module}.{suffix}", tensor
 
     with new_folder(output, overwrite) as folder:
-        write_shards(folder, chain(plain_tensors(state, quantized, dtype, tied), encoded()), shard_bytes)
-        write_config(folder, _with_dtype(model_config, dtype) | {"quantization_config": dict(quantization_config)})
+        write_shards(folder, chain(plain(), encoded()), shard_bytes)
+        quantization = {"quantization_config": dict(describe(matrices, list(quantized)))}
+        write_config(folder, _with_dtype(without_quantization(model_config), dtype) | quantization)
         copy_companions(source, folder)
 
 
@@ -67,6 +77,14 @@ def _stored_names(source: Path, state: Mapping[str, Tensor]) -> frozenset[str]:
     """The source's tensor names; where its weights are not in safetensors, as if it stored the whole state."""
     has_safetensors = (source / WEIGHTS_FILE).is_file() or (source / INDEX_FILE).is_file()
     return frozenset(SafetensorsFolder(source).names() if has_safetensors else state)
+
+
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a model without what it says of its quantization, at the top or in a part."""
+    parts = (
+        (name, without_quantization(value) if isinstance(value, dict) else value) for name, value in config.items()
+    )
+    return {name: value for name, value in parts if name != "quantization_config"}
 
 
 def _with_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:

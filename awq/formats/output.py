@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from awq.errors import UserError
 from awq.formats.safetensors_folder import INDEX_FILE, WEIGHTS_FILE
 
-SHARD_BYTES = 5_000_000_000  # what Hugging Face's own tools use
+SHARD_BYTES = 2_000_000_000  # one shard is in memory at a time
 
 # What a model folder holds besides config.json and weights: tokenizer, processors, generation defaults, licenses, code.
 COMPANIONS = (
@@ -109,13 +110,19 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byte
     """Writes model.safetensors, or numbered shards with an index where that would pass `shard_bytes`.
 
     Takes one tensor after the other, so never more than one shard is in memory if they come that way.
+
+    Raises:
+        UserError: they cannot be written; says why.
     """
     shard: dict[str, Tensor] = {}
     files: list[list[str]] = []
     held = total = 0
 
     def flush() -> None:
-        save_file(shard, folder / f"shard-{len(files)}", metadata={"format": "pt"})
+        try:
+            save_file(shard, folder / f"shard-{len(files)}", metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise UserError(f"weights cannot be written to {folder.parent.parent}: {error}") from error
         files.append(list(shard))
         shard.clear()
 
@@ -140,6 +147,20 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byte
         weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def save_pt(value: object, path: Path) -> None:
+    """torch.save.
+
+    Raises:
+        UserError: the file cannot be written; says why.
+    """
+    try:
+        torch.save(value, path)
+    except RuntimeError as error:  # its writer's only kind
+        raise UserError(
+            f"{path.name} cannot be written to {path.parent.parent}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def own_memory(tensor: Tensor) -> Tensor:

@@ -99,9 +99,7 @@ def test_reading_back(make_model: MakeModel, tmp_path: Path, dtype: torch.dtype)
 
 def test_config_and_companions(make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model(QuantConfig(4, 64, zero_point=False), dtype=torch.bfloat16)
-    write_awq_folder(
-        tmp_path / "out", model.folder, model.state, model.quantized, model.config, modules_to_not_convert=["router"]
-    )
+    write_awq_folder(tmp_path / "out", model.folder, model.state, model.quantized, model.config)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["quantization_config"] == {
         "quant_method": "awq",
@@ -109,7 +107,7 @@ def test_config_and_companions(make_model: MakeModel, tmp_path: Path) -> None:
         "bits": 4,
         "group_size": 64,
         "zero_point": True,  # says that qzeros are stored
-        "modules_to_not_convert": ["router"],
+        "modules_to_not_convert": ["lm_head", "embed_tokens"],
     }
     assert config["torch_dtype"] == config["dtype"] == "bfloat16"
     assert config["hidden_size"] == 64
@@ -221,6 +219,13 @@ def test_refuses_contradictory_input(make_model: MakeModel, tmp_path: Path) -> N
     full = {name: type(weight)(weight.codes, weight.scales.float(), weight.zeros, weight.config)}
     with pytest.raises(ValueError, match=f"{name}: scales must be float16 or bfloat16"):
         write_awq_folder(output, model.folder, model.state, full, model.config)
+
+
+def test_refuses_names_that_the_format_cannot_tell_apart(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    state = {**model.state, "model.layers.0.mlp.down.weight": torch.ones(4, 64)}  # part of down_proj
+    with pytest.raises(ValueError, match=r"mlp\.down stays in 16 bits, but its name is part of .*mlp\.down_proj"):
+        write_awq_folder(tmp_path / "out", model.folder, state, model.quantized, model.config)
 
 
 @pytest.mark.parametrize(

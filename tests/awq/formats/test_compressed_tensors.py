@@ -1,6 +1,7 @@
 """pack-quantized folders against a decoder written from the format's description."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,17 +49,21 @@ def test_folder_read_back(
 ) -> None:
     model = make_model(QuantConfig(4, group_size, zero_point), dtype)
     out = tmp_path / "out"
-    write_compressed_tensors_folder(
-        out, model.folder, model.state, model.quantized, model.config, modules_to_not_convert=["router.gate"]
-    )
+    state = {**model.state, "model.layers.0.mlp.gate.weight": torch.ones(4, 64, dtype=dtype)}
+    write_compressed_tensors_folder(out, model.folder, state, model.quantized, model.config)
     checkpoint = open_checkpoint(out)
     assert checkpoint.quant == model.config
     for name, weight in model.quantized.items():
         assert_same(checkpoint.quantized(name), weight)
-    assert sorted(checkpoint.names()) == sorted(model.state)
+    assert sorted(checkpoint.names()) == sorted(state)
     config = json.loads((out / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "compressed-tensors"
-    assert config["ignore"] == ["lm_head", r"re:.*router\.gate.*"]
+    assert config["ignore"][0] == "lm_head"
+    patterns = [entry.removeprefix("re:") for entry in config["ignore"][1:]]
+    for module in ("model.layers.0.mlp.gate", "language_model.model.layers.0.mlp.gate", "model.embed_tokens"):
+        assert any(re.match(pattern, module) for pattern in patterns)
+    for module in (*model.quantized, "model.layers.0.mlp.gate_up_proj"):
+        assert not any(re.match(pattern, module) for pattern in patterns)
     weights = config["config_groups"]["group_0"]["weights"]
     assert (weights["strategy"], weights["group_size"]) == (
         ("channel", None) if group_size == -1 else ("group", group_size)
