@@ -157,9 +157,10 @@ def save_pt(value: object, path: Path) -> None:
     """
     try:
         torch.save(value, path)
-    except RuntimeError as error:  # its writer's only kind
+    except RuntimeError as error:  # its writer's only kind; it does not say when the disk is full
+        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{path.name} cannot be written to {path.parent.parent}: {str(error).splitlines()[0]}"
+            f"{path.name} cannot be written to {path.parent.parent}: is the disk full? ({reason})"
         ) from error
 
 
