@@ -5,19 +5,21 @@ from dataclasses import dataclass, field
 
 from tinyserve.config import SamplingParams
 from tinyserve.engine.engine import Engine
-from tinyserve.engine.request import Chunk
+from tinyserve.engine.request import Chunk, TokenLogprobs
 
 
 @dataclass
 class Result:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     last: Chunk | None = None
 
     def take(self, chunk: Chunk) -> None:
         assert self.last is None or self.last.finish_reason is None, "a chunk came after the last one"
         self.text += chunk.text
         self.token_ids += chunk.token_ids
+        self.logprobs += chunk.logprobs
         self.last = chunk
         assert chunk.num_completion_tokens == len(self.token_ids)
 

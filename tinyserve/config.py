@@ -14,6 +14,8 @@ DtypeName = Literal["auto", "float16", "bfloat16", "float32"]
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1024  # of one stop string
 MAX_STOP_TOKEN_IDS = 128
+MAX_LOGPROBS = 20
+MAX_LOGIT_BIAS = 1024  # token ids in one request's logit_bias
 
 
 def _check(ok: bool, name: str, value: object, allowed: str) -> None:
@@ -30,10 +32,12 @@ class SamplingParams:
     """How the tokens of one request are chosen.
 
     `temperature` below 1e-3 or `top_k` 1 means greedy. `stop` strings end the text before themselves; `stop_token_ids`
-    end it like the end-of-sequence token. A request with a `seed` gives the same text whatever runs beside it.
+    end it like the end-of-sequence token. None of these ends it before `min_tokens` tokens: the tokens are not drawn,
+    the strings do not count. A request with a `seed` gives the same text whatever runs beside it.
     """
 
     max_new_tokens: int = 256
+    min_tokens: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = -1  # -1: all
@@ -41,6 +45,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id, and what is added to its logit
+    logprobs: int | None = None  # alternatives to report with each token; None: not even the token's own
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -48,6 +54,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _in_range("max_new_tokens", self.max_new_tokens, 1, 1 << 20)
+        _in_range("min_tokens", self.min_tokens, 0, self.max_new_tokens)
         _in_range("temperature", self.temperature, 0.0, 100.0)
         _check(0.0 <= self.top_p <= 1.0, "top_p", self.top_p, "between 0 and 1")
         _check(self.top_k in (-1, 0) or 1 <= self.top_k <= 1 << 20, "top_k", self.top_k, "-1 (all) or at least 1")
@@ -55,6 +62,12 @@ class SamplingParams:
         _in_range("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        count = len(self.logit_bias)
+        _check(count <= MAX_LOGIT_BIAS, "logit_bias", f"{count} token ids", f"at most {MAX_LOGIT_BIAS} token ids")
+        for token_id, bias in self.logit_bias:
+            _in_range(f"logit_bias[{token_id}]", bias, -100.0, 100.0)
+        if self.logprobs is not None:
+            _in_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if self.seed is not None:
             _in_range("seed", self.seed, 0, 2**63 - 1)
         _check(len(self.stop) <= MAX_STOP_STRINGS, "stop", f"{len(self.stop)} strings", f"at most {MAX_STOP_STRINGS}")

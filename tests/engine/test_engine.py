@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tinyserve.config import SamplingParams
 from tinyserve.engine import sampler
+from tinyserve.engine.bias import TokenBias
 from tinyserve.engine.engine import Engine
 from tinyserve.engine.generator import RequestError
 from tinyserve.engine.request import Request
@@ -179,10 +180,10 @@ def test_an_exception_in_one_request_ends_that_request_alone(
     engine = make_engine()
     ids = [engine.add(engine.prepare(prompt, GREEDY)) for prompt in PROMPTS]
     victim = engine._requests[ids[1]]
-    monkeypatch.setattr(victim.detokenizer, "add", FailsFor(victim.detokenizer.add, lambda _: True))
+    monkeypatch.setattr(victim.detokenizer, "add", FailsFor(victim.detokenizer.add, lambda *_: True))
     drawn = engine._requests[ids[2]]
-    monkeypatch.setattr(drawn.sampling, "penalise", FailsFor(drawn.sampling.penalise, lambda _: True))
-    monkeypatch.setattr(type(drawn.sampling), "has_penalties", True)
+    drawn.sampling.bias = TokenBias(GREEDY, ())
+    monkeypatch.setattr(drawn.sampling.bias, "at", FailsFor(drawn.sampling.bias.at, lambda _: True))
     results = {request_id: Result() for request_id in ids}
     while engine.has_work:
         for output in engine.step():
@@ -205,7 +206,9 @@ def test_logits_that_are_not_finite_end_that_request_alone(
     engine = make_engine()
     original = sampler.sample
 
-    def poisoned(logits: Tensor, states: Sequence[sampler.SamplingState]) -> list[int | sampler.SamplingError]:
+    def poisoned(
+        logits: Tensor, states: Sequence[sampler.SamplingState]
+    ) -> list[sampler.Sampled | sampler.SamplingError]:
         logits = logits.clone()
         logits[0, 17] = torch.nan
         return original(logits, states)

@@ -9,14 +9,22 @@ import torch
 from torch import Tensor
 
 from tinyserve.config import SamplingParams
-from tinyserve.engine.sampler import CANDIDATES, SamplingError, SamplingState, sample
+from tinyserve.engine.draw import CANDIDATES
+from tinyserve.engine.sampler import Sampled, SamplingError, SamplingState, sample
 
-CPU = torch.device("cpu")
 PROBABILITIES = (0.4, 0.25, 0.2, 0.1, 0.05)
 
 
-def state(params: SamplingParams, vocab_size: int, prompt: Sequence[int] = (0,), seed: int = 0) -> SamplingState:
-    return SamplingState(params, prompt, vocab_size, seed, CPU)
+def state(
+    params: SamplingParams, prompt: Sequence[int] = (0,), seed: int = 0, ends: Sequence[int] = ()
+) -> SamplingState:
+    return SamplingState(params, prompt, seed, ends)
+
+
+def tokens_of(logits: Tensor, states: Sequence[SamplingState]) -> list[int]:
+    sampled = sample(logits, states)
+    assert all(isinstance(one, Sampled) for one in sampled)
+    return [one.token_id for one in sampled if isinstance(one, Sampled)]
 
 
 def row(probabilities: Sequence[float] = PROBABILITIES) -> Tensor:
@@ -25,9 +33,9 @@ def row(probabilities: Sequence[float] = PROBABILITIES) -> Tensor:
 
 def frequencies(logits: Tensor, params: SamplingParams, num_draws: int = 4000) -> dict[int, float]:
     """Shares of the tokens drawn from one row [1, V], many rows at a time."""
-    states = [state(params, logits.shape[1], seed=seed) for seed in range(num_draws)]
-    tokens = sample(logits.expand(num_draws, -1), states)
-    return {token: count / num_draws for token, count in Counter(tokens).items() if isinstance(token, int)}
+    states = [state(params, seed=seed) for seed in range(num_draws)]
+    tokens = tokens_of(logits.expand(num_draws, -1), states)
+    return {token: count / num_draws for token, count in Counter(tokens).items()}
 
 
 def check_distribution(drawn: dict[int, float], expected: dict[int, float], num_draws: int = 4000) -> None:
@@ -65,7 +73,7 @@ def test_drawn_frequencies_follow_the_definition(params: SamplingParams, kept: i
     ids=["temperature 0", "top_k 1", "top_p 0"],
 )
 def test_greedy_takes_the_most_likely(params: SamplingParams) -> None:
-    assert sample(row((0.1, 0.2, 0.4, 0.3)), [state(params, 4)]) == [2]
+    assert tokens_of(row((0.1, 0.2, 0.4, 0.3)), [state(params)]) == [2]
 
 
 @pytest.mark.parametrize("params", [SamplingParams(top_p=0.9), SamplingParams(top_k=900)], ids=["top_p", "top_k"])
@@ -92,50 +100,76 @@ def test_rows_with_different_parameters_do_not_influence_each_other() -> None:
         SamplingParams(seed=2, top_p=0.7, temperature=1.7),
         SamplingParams(seed=3, top_k=3),
         SamplingParams(seed=4, repetition_penalty=2.0),
+        SamplingParams(seed=5, logprobs=3),
+        SamplingParams(temperature=0.0, frequency_penalty=1.0, logprobs=20),
+        SamplingParams(seed=6, logit_bias=((17, 5.0),), min_tokens=3),
     ]
     torch.manual_seed(0)
     logits = torch.randn(len(each), 1000)
-    together = sample(logits, [state(params, 1000) for params in each])
-    alone = [sample(logits[i : i + 1], [state(params, 1000)])[0] for i, params in enumerate(each)]
-    assert together == alone
+    together = sample(logits, [state(params, ends=(3,)) for params in each])
+    for row, (params, one) in enumerate(zip(each, together, strict=True)):
+        (alone,) = sample(logits[row : row + 1], [state(params, ends=(3,))])
+        assert isinstance(one, Sampled)
+        assert isinstance(alone, Sampled)
+        assert one.token_id == alone.token_id
+        if params.logprobs is None:
+            assert one.logprobs is None
+        else:
+            assert one.logprobs is not None
+            assert alone.logprobs is not None
+            assert dict(one.logprobs.top) == pytest.approx(dict(alone.logprobs.top))
+            assert len(one.logprobs.top) == params.logprobs
 
 
 def test_a_seed_repeats_and_another_one_differs() -> None:
     logits = torch.zeros(1, 10000)
 
-    def draw(seed: int) -> list[int | SamplingError]:
-        one = state(SamplingParams(seed=seed), 10000)
-        return [sample(logits, [one])[0] for _ in range(5)]
+    def draw(seed: int) -> list[int]:
+        one = state(SamplingParams(seed=seed))
+        return [tokens_of(logits, [one])[0] for _ in range(5)]
 
     assert draw(7) == draw(7)
     assert draw(7) != draw(8)
 
 
-def penalised(params: SamplingParams, prompt: Sequence[int], output: Sequence[int], logits: Tensor) -> list[float]:
-    one = state(params, logits.shape[0], prompt)
-    for token in output:
-        one.add(token)
-    logits = logits.clone()
-    one.penalise(logits)
-    return logits.tolist()
+@pytest.mark.parametrize("neighbours", [0, 1])
+@pytest.mark.parametrize("params", [SamplingParams(repetition_penalty=2.0), SamplingParams(logit_bias=((1, 5.0),))])
+def test_the_caller_s_logits_stay_as_they_are(params: SamplingParams, neighbours: int) -> None:
+    logits = torch.ones(1 + neighbours, 4)
+    sample(logits, [state(params), *[state(SamplingParams())] * neighbours])
+    assert torch.equal(logits, torch.ones_like(logits))
 
 
-def test_repetition_penalty_counts_prompt_and_output_once_each() -> None:
-    params = SamplingParams(repetition_penalty=2.0)
-    logits = torch.tensor([4.0, -4.0, 4.0, 4.0])
-    assert penalised(params, [0, 1], [2, 2], logits) == [2.0, -8.0, 2.0, 4.0]
+@pytest.mark.parametrize(
+    ("params", "weights"),
+    [
+        (SamplingParams(repetition_penalty=2.0), (0.4**2, 0.25, 0.2**2, 0.1, 0.05)),  # seen: 0 and 2; logs are negative
+        (SamplingParams(presence_penalty=1.0), (0.4, 0.25, 0.2 / math.e, 0.1, 0.05)),
+        (SamplingParams(frequency_penalty=1.0), (0.4, 0.25, 0.2 / math.e**2, 0.1, 0.05)),
+        (SamplingParams(logit_bias=((4, math.log(8)), (0, -100.0))), (0, 0.25, 0.2, 0.1, 0.4)),
+        (SamplingParams(min_tokens=3), (0.4, 0, 0.2, 0.1, 0.05)),
+        (SamplingParams(min_tokens=2), PROBABILITIES),
+    ],
+    ids=str,
+)
+def test_drawn_frequencies_follow_what_was_done_to_the_logits(params: SamplingParams, weights: Sequence[float]) -> None:
+    """Prompt 0, output 2 2, and 1 ends a text."""
+    states = [state(params, (0,), seed, (1,)) for seed in range(4000)]
+    for one in states:
+        one.add(2)
+        one.add(2)
+    drawn = {token: count / 4000 for token, count in Counter(tokens_of(row().expand(4000, -1), states)).items()}
+    check_distribution(drawn, {token: weight / sum(weights) for token, weight in enumerate(weights) if weight})
 
 
-def test_presence_and_frequency_penalties_count_the_output_only() -> None:
-    logits = torch.zeros(4)
-    assert penalised(SamplingParams(presence_penalty=1.5), [0], [1, 1, 2], logits) == [0.0, -1.5, -1.5, 0.0]
-    assert penalised(SamplingParams(frequency_penalty=0.5), [0], [1, 1, 2], logits) == [0.0, -1.0, -0.5, 0.0]
-
-
-def test_penalties_leave_the_caller_s_logits_alone() -> None:
-    logits = torch.ones(1, 4)
-    sample(logits, [state(SamplingParams(repetition_penalty=2.0), 4)])
-    assert logits.tolist() == [[1.0] * 4]
+def test_log_probabilities_are_the_model_s_own_whatever_was_done_to_the_logits() -> None:
+    params = SamplingParams(logit_bias=((4, 100.0),), temperature=3.0, repetition_penalty=3.0, logprobs=2)
+    (one,) = sample(row(), [state(params)])
+    assert isinstance(one, Sampled)
+    assert one.logprobs is not None
+    assert one.token_id == 4
+    assert one.logprobs.chosen == pytest.approx(math.log(0.05))
+    assert dict(one.logprobs.top) == pytest.approx({0: math.log(0.4), 1: math.log(0.25)})
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -143,9 +177,9 @@ def test_penalties_leave_the_caller_s_logits_alone() -> None:
 def test_a_row_that_is_not_finite_is_an_error_for_that_row_alone(bad: float, temperature: float) -> None:
     logits = row().repeat(3, 1)
     logits[1, 3] = bad
-    tokens = sample(logits, [state(SamplingParams(temperature=temperature, seed=5), 5) for _ in range(3)])
+    tokens = sample(logits, [state(SamplingParams(temperature=temperature, seed=5)) for _ in range(3)])
     assert isinstance(tokens[1], SamplingError)
-    assert isinstance(tokens[0], int)
+    assert isinstance(tokens[0], Sampled)
     assert tokens[0] == tokens[2]
 
 

@@ -44,6 +44,16 @@ def test_bos_comes_first_exactly_once_and_no_eos_last(with_bos: Tokenizer) -> No
     assert with_bos.encode("") == [0]
 
 
+def test_the_text_of_a_token_keeps_its_space_and_is_never_half_a_character(tokenizer: Tokenizer) -> None:
+    for text in ("hello world", "a\nb", "<|im_end|>"):
+        ids = tokenizer.encode(text)
+        assert "".join(map(tokenizer.token_text, ids)) == text
+    halves = tokenizer.encode("\U0001f9f8")
+    assert len(halves) > 1
+    assert all("\ufffd" not in tokenizer.token_text(half) for half in halves)
+    assert len({tokenizer.token_text(half) for half in halves}) == len(set(halves))
+
+
 def test_chat_template_ends_where_the_answer_begins(tokenizer: Tokenizer) -> None:
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}])
     assert prompt.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")

@@ -55,6 +55,7 @@ class Stream:
             last.num_completion_tokens,
             last.finish_reason,
             last.error,
+            tuple(each for chunk in chunks for each in chunk.logprobs),
         )
 
 

@@ -6,12 +6,11 @@ what may leave and where a stop string ends the text; it does not know why else 
 
 from collections.abc import Sequence
 
-from tinyserve.engine.tokenizer import Tokenizer
+from tinyserve.engine.tokenizer import PARTIAL, Tokenizer
 
 WINDOW = 16  # tokens decoded together before the window is cut
 MAX_WINDOW = 64  # where it is cut even if that costs a character: so many tokens without one are garbage
 KEPT = 4  # tokens left at least: a character has at most four bytes, a space rule looks one token back
-_PARTIAL = "\ufffd"  # what the tokenizer shows for bytes that are not (yet) a character
 
 
 class IncrementalText:
@@ -31,7 +30,7 @@ class IncrementalText:
             return ""
         self._window.append(token_id)
         text = self._tokenizer.decode(self._window)
-        new = self._take(text, len(text.rstrip(_PARTIAL)))
+        new = self._take(text, len(text.rstrip(PARTIAL)))
         if len(self._window) >= MAX_WINDOW:
             new += self._take(text, len(text))
             self._cut(KEPT)
@@ -127,9 +126,14 @@ class Detokenizer:
         self._text = IncrementalText(tokenizer, prompt_ids)
         self._stops = StopMatcher(stops)
 
-    def add(self, token_id: int) -> tuple[str, bool]:
-        """Returns the text that may leave now, and whether a stop string has ended it."""
-        return self._stops.add(self._text.add(token_id))
+    def add(self, token_id: int, may_stop: bool = True) -> tuple[str, bool]:
+        """Returns the text that may leave now, and whether a stop string has ended it.
+
+        Args:
+            may_stop: False: this token's text is no part of any stop string.
+        """
+        text = self._text.add(token_id)
+        return self._stops.add(text) if may_stop else (text, False)
 
     def flush(self) -> tuple[str, bool]:
         """The rest when the request has ended for another reason; even that may complete a stop string."""

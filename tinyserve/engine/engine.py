@@ -17,9 +17,10 @@ from tinyserve.engine import kv_cache, sampler
 from tinyserve.engine.block_manager import BlockManager
 from tinyserve.engine.detokenizer import Detokenizer
 from tinyserve.engine.generator import CONTEXT_OVERFLOW, OUT_OF_RANGE, VALIDATION, EngineStats, RequestError
+from tinyserve.engine.logprobs import Logprobs
 from tinyserve.engine.model_runner import ModelRunner
-from tinyserve.engine.request import Chunk, FinishReason, Request
-from tinyserve.engine.sampler import SamplingError, SamplingState
+from tinyserve.engine.request import Chunk, FinishReason, Request, TokenLogprobs
+from tinyserve.engine.sampler import Sampled, SamplingError, SamplingState
 from tinyserve.engine.scheduler import Scheduler
 from tinyserve.engine.tokenizer import Tokenizer
 from tinyserve.models.llama import LlamaModel
@@ -113,7 +114,11 @@ class Engine:
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not token_ids:
             raise RequestError(VALIDATION, "prompt is empty")
-        for name, ids in (("prompt", token_ids), ("stop_token_ids", params.stop_token_ids)):
+        for name, ids in (
+            ("prompt", token_ids),
+            ("stop_token_ids", params.stop_token_ids),
+            ("logit_bias", [token_id for token_id, _ in params.logit_bias]),
+        ):
             wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
             if wrong is not None:
                 raise RequestError(OUT_OF_RANGE, f"{name}: token ids must be in 0..{vocab_size - 1}, got {wrong}")
@@ -128,7 +133,7 @@ class Engine:
         return PreparedRequest(
             request,
             Detokenizer(self.tokenizer, token_ids, params.stop),
-            SamplingState(params, token_ids, vocab_size, self._seed + request_id, self._model.device),
+            SamplingState(params, token_ids, self._seed + request_id, self._end_ids(params)),
         )
 
     def add(self, prepared: PreparedRequest) -> int:
@@ -171,14 +176,14 @@ class Engine:
             return [self._fail(request, error) for request in victims]
         return [self._advance(request, token) for request, token in zip(due, tokens, strict=True)]
 
-    def _sample(self, logits: Tensor, due: Sequence[Request]) -> list[int | Exception]:
+    def _sample(self, logits: Tensor, due: Sequence[Request]) -> list[Sampled | Exception]:
         """A token for each row [R, V]; where a row cannot be sampled from, its error."""
         states = [self._requests[request.id].sampling for request in due]
         try:
             return list(sampler.sample(logits, states))
         except Exception:
             _log.exception("sampling %d requests at once failed: one at a time now", len(due))
-        tokens: list[int | Exception] = []
+        tokens: list[Sampled | Exception] = []
         for row, state in enumerate(states):
             try:
                 tokens += sampler.sample(logits[row : row + 1], [state])
@@ -186,7 +191,7 @@ class Engine:
                 tokens.append(error)
         return tokens
 
-    def _advance(self, request: Request, token: int | Exception) -> Output:
+    def _advance(self, request: Request, token: Sampled | Exception) -> Output:
         """Takes one new token into its request. Whatever goes wrong here concerns this request alone."""
         if isinstance(token, Exception):
             return self._fail(request, token)
@@ -196,17 +201,17 @@ class Engine:
             _log.exception("request %d failed", request.id)
             return self._fail(request, error)
 
-    def _append(self, prepared: PreparedRequest, token_id: int) -> Output:
-        request = prepared.request
+    def _append(self, prepared: PreparedRequest, sampled: Sampled) -> Output:
+        request, token_id = prepared.request, sampled.token_id
         request.token_ids.append(token_id)
         self._generated_tokens += 1
         prepared.sampling.add(token_id)
         reason: FinishReason | None = None
         text, stopped = "", False
-        if self._ends_text(request.params, token_id):
+        if token_id in self._end_ids(request.params):
             reason = "stop"
         else:
-            text, stopped = prepared.detokenizer.add(token_id)
+            text, stopped = prepared.detokenizer.add(token_id, request.num_output_tokens > request.params.min_tokens)
             if not stopped and request.num_tokens >= request.max_tokens:
                 reason = "length"
         if reason is not None:
@@ -216,12 +221,20 @@ class Engine:
             reason = "stop"
         if reason is not None:
             self.abort(request.id)
-        return Output(request.id, request.chunk(text, (token_id,), reason))
+        logprobs = self._with_text(token_id, sampled.logprobs)
+        return Output(request.id, request.chunk(text, (token_id,), reason, logprobs=logprobs))
 
-    def _ends_text(self, params: SamplingParams, token_id: int) -> bool:
-        if token_id in params.stop_token_ids:
-            return True
-        return not params.ignore_eos and token_id in self.tokenizer.eos_token_ids
+    def _end_ids(self, params: SamplingParams) -> frozenset[int]:
+        """Tokens that end the text."""
+        own = self.tokenizer.eos_token_ids if not params.ignore_eos else frozenset()
+        return own.union(params.stop_token_ids) if params.stop_token_ids else own
+
+    def _with_text(self, token_id: int, logprobs: Logprobs | None) -> tuple[TokenLogprobs, ...]:
+        if logprobs is None:
+            return ()
+        text = self.tokenizer.token_text
+        top = tuple((text(each), logprob) for each, logprob in logprobs.top)
+        return (TokenLogprobs(text(token_id), logprobs.chosen, top),)
 
     def _fail(self, request: Request, error: Exception) -> Output:
         self.abort(request.id)

@@ -14,6 +14,15 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(frozen=True)
+class TokenLogprobs:
+    """One new token's text and log probability, and the likeliest tokens in its place."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...]  # the likeliest first; holds the token itself only if it is one of them
+
+
+@dataclass(frozen=True)
 class Chunk:
     """What became new for one request: the last one carries the finish reason."""
 
@@ -23,6 +32,7 @@ class Chunk:
     num_completion_tokens: int
     finish_reason: FinishReason | None = None
     error: str | None = None  # with finish_reason "error"
+    logprobs: tuple[TokenLogprobs, ...] = ()  # one for each of `token_ids`, where the request asks for them
 
 
 class Status(Enum):
@@ -65,7 +75,12 @@ class Request:
         return len(self.token_ids) - self.num_computed
 
     def chunk(
-        self, text: str, token_ids: tuple[int, ...], reason: FinishReason | None = None, error: str | None = None
+        self,
+        text: str,
+        token_ids: tuple[int, ...],
+        reason: FinishReason | None = None,
+        error: str | None = None,
+        logprobs: tuple[TokenLogprobs, ...] = (),
     ) -> Chunk:
         """What became new, with the counts as they are now."""
-        return Chunk(text, token_ids, self.num_prompt_tokens, self.num_output_tokens, reason, error)
+        return Chunk(text, token_ids, self.num_prompt_tokens, self.num_output_tokens, reason, error, logprobs)

@@ -1,24 +1,33 @@
 """Chooses the next token of each request from its row of logits.
 
-The order is that of transformers: penalties, temperature, top_k, top_p, min_p. Every request draws from its own random
-generator, one number per token, so its tokens do not depend on what runs beside it. It knows no text and no stopping.
+First the logits of the rows that ask for it are changed (penalties.py, bias.py), then tokens are drawn (draw.py), and
+log probabilities are looked up (logprobs.py); rows that need nothing pay nothing. Every request draws from its own
+random generator, one number per token, so its tokens do not depend on what runs beside it. It knows no text and no
+stopping.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tinyserve.config import SamplingParams
-
-# Truncated sampling looks at the most likely tokens only, at more of them where they hold too little of the mass.
-CANDIDATES = (256, 8192)
-BLOCK = 256  # of a wide row's columns: one sum for each, then one block's columns are looked at
+from tinyserve.engine.bias import TokenBias, add_bias
+from tinyserve.engine.draw import choose, take
+from tinyserve.engine.logprobs import Logprobs, logprobs_of
+from tinyserve.engine.penalties import SeenTokens, has_penalties, penalise
 
 
 class SamplingError(ValueError):
     """One request's logits cannot be sampled from."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    token_id: int
+    logprobs: Logprobs | None = None  # where the request asks for them
 
 
 class SamplingState:
@@ -27,26 +36,22 @@ class SamplingState:
     Args:
         params: the request's.
         prompt_ids: for the repetition penalty, which counts the prompt.
-        vocab_size: V.
         seed: used where the parameters have none.
-        device: of the logits.
+        end_ids: tokens that end the text, which `min_tokens` keeps away.
     """
 
     def __init__(
-        self, params: SamplingParams, prompt_ids: Sequence[int], vocab_size: int, seed: int, device: torch.device
+        self, params: SamplingParams, prompt_ids: Sequence[int], seed: int, end_ids: Collection[int] = ()
     ) -> None:
         self.params = params
+        self.num_output_tokens = 0
+        self.seen = SeenTokens(params, prompt_ids) if has_penalties(params) else None
+        self.bias = TokenBias(params, end_ids) if params.logit_bias or params.min_tokens else None
         self._random = random.Random(seed if params.seed is None else params.seed)
-        self._counts: Tensor | None = None  # int32 [V], of the output
-        self._seen: Tensor | None = None  # bool [V], in prompt or output
-        if params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0:
-            self._counts = torch.zeros(vocab_size, dtype=torch.int32, device=device)
-            self._seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-            self._seen[torch.tensor(list(set(prompt_ids)), dtype=torch.int64, device=device)] = True
 
     @property
-    def has_penalties(self) -> bool:
-        return self._counts is not None
+    def changes_logits(self) -> bool:
+        return self.seen is not None or self.bias is not None
 
     def draw(self) -> float:
         """The next number in [0, 1)."""
@@ -54,139 +59,59 @@ class SamplingState:
 
     def add(self, token_id: int) -> None:
         """Remembers a token of the output."""
-        if self._counts is not None and self._seen is not None:
-            self._counts[token_id] += 1
-            self._seen[token_id] = True
-
-    def penalise(self, logits: Tensor) -> None:
-        """Changes one row of logits [V] in place."""
-        if self._counts is None or self._seen is None:
-            return
-        params = self.params
-        if params.repetition_penalty != 1.0:
-            penalty = params.repetition_penalty
-            changed = torch.where(logits > 0, logits / penalty, logits * penalty)
-            logits.copy_(torch.where(self._seen, changed, logits))
-        if params.frequency_penalty:
-            logits -= params.frequency_penalty * self._counts
-        if params.presence_penalty:
-            logits -= params.presence_penalty * (self._counts > 0)
+        self.num_output_tokens += 1
+        if self.seen is not None:
+            self.seen.add(token_id)
 
 
-def sample(logits: Tensor, states: Sequence[SamplingState]) -> list[int | SamplingError]:
+def sample(logits: Tensor, states: Sequence[SamplingState]) -> list[Sampled | SamplingError]:
     """One token per row.
 
     Args:
-        logits: [R, V].
+        logits: [R, V]; not changed.
         states: R of them.
 
     Returns:
-        Token ids; an error for a row that holds NaN or infinity, which does not touch the others.
+        For each row its token; an error where it holds NaN or infinity, which does not touch the others.
     """
-    if any(state.has_penalties for state in states):
-        logits = logits.to(torch.float32, copy=True)
-        for row, state in zip(logits, states, strict=True):
-            state.penalise(row)
-    best, greedy_ids = logits.max(dim=-1)  # NaN, where there is one, counts as the largest
-    finite: list[bool] = torch.isfinite(best).tolist()
-    tokens: list[int | SamplingError] = list(greedy_ids.tolist())
-    drawing = [row for row, state in enumerate(states) if finite[row] and not state.params.greedy]
-    if drawing:
-        for row, token in zip(
-            drawing, _draw(_rows(logits, drawing).float(), [states[row] for row in drawing]), strict=True
-        ):
+    tokens: list[int | None] = [None] * len(states)
+    changed = [row for row, state in enumerate(states) if state.changes_logits]
+    plain = [row for row, state in enumerate(states) if not state.changes_logits]
+    # Both before the first draw: a request whose change fails must not cost the others a number.
+    parts = [(changed, _changed(logits, changed, states))] if changed else []
+    parts += [(plain, take(logits, plain))] if plain else []
+    for rows, part in parts:
+        chosen = choose(part, [states[row].params for row in rows], [states[row].draw for row in rows])
+        for row, token in zip(rows, chosen, strict=True):
             tokens[row] = token
-    for row, ok in enumerate(finite):
-        if not ok:
-            tokens[row] = SamplingError("the model's output is not finite")
-    return tokens
+    logprobs = _logprobs(logits, states, tokens)
+    return [
+        SamplingError("the model's output is not finite") if token is None else Sampled(token, logprobs.get(row))
+        for row, token in enumerate(tokens)
+    ]
 
 
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)
+def _changed(logits: Tensor, rows: Sequence[int], states: Sequence[SamplingState]) -> Tensor:
+    """A copy of those rows of [R, V] in fp32, with what their requests have asked for done to it."""
+    logits = take(logits, rows).to(torch.float32, copy=len(rows) == logits.shape[0])  # otherwise take has copied
+    each = [states[row] for row in rows]
+    seen = [(row, state.seen) for row, state in enumerate(each) if state.seen is not None]
+    if seen:
+        penalise(logits, [row for row, _ in seen], [one for _, one in seen])
+    biases = [(row, state.bias.at(state.num_output_tokens)) for row, state in enumerate(each) if state.bias]
+    if biases:
+        add_bias(logits, [row for row, _ in biases], [bias for _, bias in biases])
+    return logits
 
 
-def _draw(logits: Tensor, states: Sequence[SamplingState]) -> list[int]:
-    """fp32 logits [R, V] -> R token ids, drawn."""
-    probabilities = torch.softmax(logits / _column([state.params.temperature for state in states], logits), dim=-1)
-    draws = torch.tensor([state.draw() for state in states], dtype=torch.float64, device=logits.device).unsqueeze(1)
-    tokens = [0] * len(states)
-    open_rows = [row for row, state in enumerate(states) if not _truncates(state.params)]
-    if open_rows:
-        _assign(tokens, open_rows, _pick(_rows(probabilities, open_rows), draws[open_rows]))
-    cut_rows = [row for row, state in enumerate(states) if _truncates(state.params)]
-    for size in (*CANDIDATES, logits.shape[1]):
-        if not cut_rows:
-            break
-        size = min(size, logits.shape[1])
-        params = [states[row].params for row in cut_rows]
-        token_ids, kept, needs_more = _truncate(_rows(probabilities, cut_rows), params, size)
-        columns = _pick(kept, draws[cut_rows])
-        _assign(tokens, cut_rows, token_ids.gather(1, columns.unsqueeze(1)).squeeze(1))
-        cut_rows = [row for row, more in zip(cut_rows, needs_more, strict=True) if more]
-    return tokens
-
-
-def _rows(values: Tensor, rows: Sequence[int]) -> Tensor:
-    """Those rows, without a copy when they are all; indexing copies a vocabulary for each."""
-    return values if len(rows) == values.shape[0] else values[rows]
-
-
-def _assign(tokens: list[int], rows: Sequence[int], values: Tensor) -> None:
-    for row, token in zip(rows, values.tolist(), strict=True):
-        tokens[row] = token
-
-
-def _truncates(params: SamplingParams) -> bool:
-    return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
-
-
-def _truncate(
-    probabilities: Tensor, params: Sequence[SamplingParams], size: int
-) -> tuple[Tensor, Tensor, Sequence[bool]]:
-    """Keeps top_k, top_p and min_p of each row [R, V], looking at the `size` most likely tokens.
-
-    Returns:
-        Those tokens [R, size], most likely first; their probabilities, 0 where cut; which rows need more of them.
-    """
-    vocab_size = probabilities.shape[1]
-    kept, token_ids = probabilities.topk(size, dim=-1)
-    ranks = torch.arange(size, device=kept.device)
-    top_k = [param.top_k if param.top_k > 0 else vocab_size for param in params]
-    limits = torch.tensor(top_k, device=kept.device).unsqueeze(1)
-    kept = kept.masked_fill(ranks >= limits, 0.0)
-    # top_p is a share of what top_k has left
-    total = torch.where(limits >= vocab_size, probabilities.sum(-1, keepdim=True), kept.sum(-1, keepdim=True))
-    before = kept.cumsum(dim=-1) - kept  # mass of the more likely tokens: the one that crosses top_p stays
-    top_p = _column([param.top_p for param in params], kept)
-    floor = _column([param.min_p for param in params], kept) * kept[:, :1]
-    result = kept.masked_fill((before >= top_p * total) & (ranks > 0), 0.0).masked_fill(kept < floor, 0.0)
-    if size == vocab_size:
-        return token_ids, result, [False] * len(params)
-    # a row is complete when its last candidate is cut: every less likely token would be cut as well
-    needs_more = (result[:, -1] > 0) & (limits[:, 0] > size)
-    return token_ids, result, needs_more.tolist()
-
-
-def _pick(weights: Tensor, draws: Tensor) -> Tensor:
-    """Inverse of the cumulative distribution: weights [R, C] (any sum), draws fp64 [R, 1] in [0, 1) -> columns [R]."""
-    rows, columns = weights.shape
-    if columns <= 4 * BLOCK:
-        cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
-        return _search(cumulative, draws * cumulative[:, -1:])[:, 0]
-    blocks = torch.nn.functional.pad(weights, (0, -columns % BLOCK)).view(rows, -1, BLOCK)
-    sums = blocks.sum(dim=-1).double()
-    cumulative = sums.cumsum(dim=-1)
-    target = draws * cumulative[:, -1:]
-    block = _search(cumulative, target)
-    inside = target - (cumulative - sums).gather(1, block)
-    chosen = blocks[torch.arange(rows, device=blocks.device), block[:, 0]]
-    return (block * BLOCK + _search(chosen.cumsum(dim=-1, dtype=torch.float64), inside))[:, 0]
-
-
-def _search(cumulative: Tensor, target: Tensor) -> Tensor:
-    """First column whose cumulative weight [R, C] exceeds target [R, 1] -> [R, 1]; never one without any weight."""
-    column = torch.searchsorted(cumulative, target.clamp(min=0.0), right=True)
-    # rounding may carry the target up to the total itself: then the last column with any weight
-    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
-    return torch.minimum(column, last)
+def _logprobs(logits: Tensor, states: Sequence[SamplingState], tokens: Sequence[int | None]) -> dict[int, Logprobs]:
+    """Row -> log probabilities, of those rows that ask for them and have a token."""
+    asked = [
+        (row, token, state.params.logprobs)
+        for row, (state, token) in enumerate(zip(states, tokens, strict=True))
+        if token is not None and state.params.logprobs is not None
+    ]
+    if not asked:
+        return {}
+    rows, chosen, numbers = zip(*asked, strict=True)
+    return dict(zip(rows, logprobs_of(logits, rows, chosen, numbers), strict=True))

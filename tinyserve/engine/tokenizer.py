@@ -12,6 +12,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+PARTIAL = "\ufffd"  # what decoding gives for bytes that make no character
+
 
 class Tokenizer:
     """Safe to use from several threads at once.
@@ -32,6 +34,8 @@ class Tokenizer:
         self._adds_bos = self.bos_token_id is not None and self._hf("")["input_ids"][:1] == [self.bos_token_id]
         self.special_ids = frozenset(self._hf.all_special_ids)
         self.max_token_characters = max(map(len, self._hf.get_vocab()), default=1)  # that one token can stand for
+        self._before = self._hf.encode("a", add_special_tokens=False)  # at the start of a text some lose a space
+        self._text_before = self.decode(self._before)
         self.eos_token_ids = _eos_token_ids(folder, self._hf.eos_token_id)
 
     def encode(self, text: str) -> list[int]:
@@ -51,6 +55,11 @@ class Tokenizer:
             return self._fast.decode(token_ids, skip_special_tokens=False)
         with self._lock:
             return self._hf.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def token_text(self, token_id: int) -> str:
+        """What one token adds to a text; the vocabulary's own spelling where that is no whole character."""
+        text = self.decode([*self._before, token_id])[len(self._text_before) :]
+        return text if PARTIAL not in text else self._hf.convert_ids_to_tokens(token_id)
 
     def apply_chat_template(self, messages: list[dict[str, str]]) -> str:
         """The prompt for a conversation, ending where the assistant's answer begins.
