@@ -6,6 +6,7 @@ decides when a request ends. It knows no asyncio and no HTTP; async_engine.py is
 
 import itertools
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from tinyserve.engine.detokenizer import Detokenizer
 from tinyserve.engine.generator import CONTEXT_OVERFLOW, OUT_OF_RANGE, VALIDATION, EngineStats, RequestError
 from tinyserve.engine.logprobs import Logprobs
 from tinyserve.engine.model_runner import ModelRunner
+from tinyserve.engine.pace import Pace
 from tinyserve.engine.request import Chunk, FinishReason, Request, TokenLogprobs
 from tinyserve.engine.sampler import Sampled, SamplingError, SamplingState
 from tinyserve.engine.scheduler import Scheduler
@@ -32,6 +34,7 @@ _log = logging.getLogger(__name__)
 # requests, a cancellation, a new request. A CPU computes prompts no slower in small steps (SmolLM2 W4A16, one Zen 3
 # core: 319 tokens/s in chunks of 256, 336 in chunks of 1024), a GPU does.
 MAX_BATCH_TOKENS = {"cpu": 256, "cuda": 2048}
+WARM_UP_TOKENS = 64  # of a prompt that shows what prefill costs
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,12 @@ class Engine:
         self._model = model
         self._ids = itertools.count()
         self._requests: dict[int, PreparedRequest] = {}
-        self._generated_tokens = 0
-        self._blocks = BlockManager(num_blocks, config.block_size)
+        self._generated_tokens = self._cached_tokens = 0
+        self._blocks = BlockManager(num_blocks, config.block_size, config.prefix_cache)
+        self._pace = Pace(config.max_slowdown)
         max_tokens = config.max_batch_tokens or MAX_BATCH_TOKENS[model.device.type]
         max_requests = min(config.max_num_requests, max_tokens)
-        self._scheduler = Scheduler(self._blocks, max_tokens, max_requests)
+        self._scheduler = Scheduler(self._blocks, self._pace, max_tokens, max_requests)
         self._runner = ModelRunner(
             model,
             kv_cache.allocate(model, num_blocks, config.block_size),
@@ -89,20 +93,33 @@ class Engine:
         return engine
 
     def _warm_up(self) -> None:
-        """Runs one token, so that a shape which the kernels refuse is an error now and not in the first request."""
-        request = Request(next(self._ids), [0], SamplingParams(max_new_tokens=1))
-        self._scheduler.add(request)
-        step = self._scheduler.next_step()
-        if step is not None:
-            self._runner.run(step)
-        self._scheduler.finish(request)
+        """Runs a prompt and a single token: what the kernels refuse is an error now, and the pace of both is known."""
+        prompt = min(WARM_UP_TOKENS, self.context_length - 1)
+        self._pace.observe(0, prompt, min(self._time(prompt) for _ in range(2)))
+        self._pace.observe(1, 0, min(self._time(1) for _ in range(3)))
 
-    def prepare(self, prompt: str | Sequence[int], params: SamplingParams) -> PreparedRequest:
+    def _time(self, num_tokens: int) -> float:
+        """Seconds that a prompt of `num_tokens` takes; leaves nothing behind."""
+        request = Request(next(self._ids), [0] * num_tokens, SamplingParams(max_new_tokens=1))
+        self._scheduler.add(request)
+        start = time.perf_counter()
+        step = self._scheduler.next_step()
+        while step is not None and request.num_pending:
+            self._runner.run(step)
+            request.num_computed += step.num_tokens
+            step = self._scheduler.next_step()
+        seconds = time.perf_counter() - start
+        request.num_computed = 0  # so that no block is kept
+        self._scheduler.finish(request)
+        return seconds
+
+    def prepare(self, prompt: str | Sequence[int], params: SamplingParams, priority: int = 0) -> PreparedRequest:
         """Tokenizes and checks a prompt. Touches no engine state: any thread may call it.
 
         Args:
             prompt: text, or token ids.
             params: `max_new_tokens` is clipped to the room left in the context.
+            priority: requests with a lower number go first.
 
         Raises:
             RequestError: the prompt is empty or too long, or a parameter does not fit the model.
@@ -128,7 +145,7 @@ class Engine:
                 f"prompt of {len(token_ids)} tokens leaves no room in the context of {self.context_length} tokens",
             )
         request_id = next(self._ids)
-        request = Request(request_id, token_ids, params)
+        request = Request(request_id, token_ids, params, priority)
         request.max_tokens = min(request.max_tokens, self.context_length)
         return PreparedRequest(
             request,
@@ -159,21 +176,31 @@ class Engine:
             free_blocks=self._blocks.num_free,
             total_blocks=self._blocks.num_blocks,
             generated_tokens=self._generated_tokens,
+            idle_blocks=self._blocks.num_idle,
+            cached_tokens=self._cached_tokens,
         )
 
     def step(self) -> list[Output]:
         """Runs one step and returns what became new. A step that fails ends the requests that ran, no others."""
+        start = time.perf_counter()
         try:
             step = self._scheduler.next_step()
-            if step is None:
-                return []
+        except Exception as error:
+            _log.exception("no step could be planned")  # going on would fail for ever
+            return [self._fail(prepared.request, error) for prepared in list(self._requests.values())]
+        if step is None:
+            return []
+        try:
             due, logits = self._runner.run(step)
             tokens = self._sample(logits, due)
         except Exception as error:
+            if _is_out_of_memory(error) and self._scheduler.shed(step):
+                _log.warning("out of memory in a step of %d tokens: steps become smaller", step.num_tokens)
+                return []
             _log.exception("an engine step failed")
-            # with nothing running it was the planning that failed: going on would fail for ever
-            victims = self._scheduler.running or [prepared.request for prepared in self._requests.values()]
-            return [self._fail(request, error) for request in victims]
+            return [self._fail(chunk.request, error) for chunk in step.chunks]
+        self._scheduler.complete(step)
+        self._pace.observe(step.num_decodes, step.num_tokens - step.num_decodes, time.perf_counter() - start)
         return [self._advance(request, token) for request, token in zip(due, tokens, strict=True)]
 
     def _sample(self, logits: Tensor, due: Sequence[Request]) -> list[Sampled | Exception]:
@@ -205,6 +232,8 @@ class Engine:
         request, token_id = prepared.request, sampled.token_id
         request.token_ids.append(token_id)
         self._generated_tokens += 1
+        if request.num_output_tokens == 1:
+            self._cached_tokens += request.num_cached
         prepared.sampling.add(token_id)
         reason: FinishReason | None = None
         text, stopped = "", False
@@ -240,3 +269,10 @@ class Engine:
         self.abort(request.id)
         message = str(error) if isinstance(error, SamplingError) else f"{type(error).__name__}: {error}"
         return Output(request.id, request.chunk("", (), "error", message))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """PyTorch has a class for it on GPUs only; its CPU allocator and C++ say it in words."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in ("allocate memory", "bad_alloc"))

@@ -30,6 +30,8 @@ class EngineStats:
     free_blocks: int
     total_blocks: int
     generated_tokens: int  # since the start
+    idle_blocks: int = 0  # free blocks whose content can still be used
+    cached_tokens: int = 0  # of prompts, found in the cache since the start
 
 
 class Generator(Protocol):

@@ -53,7 +53,7 @@ class ModelRunner:
         self._tables = _Input(max_requests * max_blocks, device)
 
     def run(self, step: Step) -> tuple[list[Request], Tensor]:
-        """Computes the step and advances each request's `num_computed`.
+        """Computes the step; Scheduler.complete says that it has run.
 
         Returns:
             The R requests whose next token is due, and their logits [R, V].
@@ -82,10 +82,7 @@ class ModelRunner:
         )
         rows = None if len(due) == end else self._rows.head(len(due))  # in pure decode every row is wanted
         hidden = self._model.forward(self._token_ids.head(end), layout, self._caches, rows)
-        logits = self._model.logits(hidden)
-        for chunk in step.chunks:
-            chunk.request.num_computed += chunk.num_tokens
-        return due, logits
+        return due, self._model.logits(hidden)
 
     def _fill_tokens(self, request: Request, start: int, end: int) -> None:
         """Rows start..end of the flat batch: the request's tokens from `num_computed` on."""

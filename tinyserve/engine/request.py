@@ -4,6 +4,7 @@ The request owns its state and answers questions about it; who changes it, and w
 tokens run), engine.py (which token comes next) and block_manager.py (where keys and values lie). It knows no tensors.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Literal
@@ -48,18 +49,30 @@ class Request:
     A preempted request keeps its output tokens: they are computed again like a prompt, so no token is lost or repeated.
     """
 
-    id: int
+    id: int  # in order of arrival
     token_ids: list[int]  # prompt, then output
     params: SamplingParams
+    priority: int = 0  # the lower, the sooner
+    # Position of a token -> digest of what stands behind it and behind the placeholders that follow, an image for
+    # example; without it, two prompts with different images would look alike.
+    contents: Mapping[int, bytes] = field(default_factory=dict)
     num_prompt_tokens: int = field(init=False)
     max_tokens: int = field(init=False)  # prompt and output together
     status: Status = Status.WAITING
     block_ids: list[int] = field(default_factory=list)
+    block_keys: list[bytes] = field(default_factory=list)  # of its full blocks, as far as anybody asked
+    num_known_blocks: int = 0  # of its blocks, those that others can find
     num_computed: int = 0  # tokens whose keys and values are in the cache
+    num_cached: int = 0  # prompt tokens that were in the cache when it first ran
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
         self.max_tokens = self.num_prompt_tokens + self.params.max_new_tokens
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Who goes first: the lower priority number, then who came first."""
+        return self.priority, self.id
 
     @property
     def num_tokens(self) -> int:

@@ -1,16 +1,20 @@
 """Chooses what the next engine step runs.
 
 A step is a flat batch under a token budget: one token of every running request that decodes, then chunks of prompts
-that are not yet computed, then new requests in the order they came, as long as there are blocks. When blocks run out,
-the newest request gives way and is computed again later. The scheduler moves requests between queues and asks
-BlockManager for memory. It knows no tensors, no model and no HTTP, so its tests need none.
+that are not yet computed, as long as there are blocks. When blocks run out, the least important and newest request
+gives way and is computed again later. The scheduler moves requests between queues and asks BlockManager for memory and
+Pace for the size of a step. It knows no tensors, no model and no HTTP, so its tests need none.
 """
 
-from collections import deque
+from bisect import insort
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tinyserve.engine.block_manager import BlockManager
+from tinyserve.engine.pace import Pace
 from tinyserve.engine.request import Request, Status
+
+WINDOW = 64  # waiting requests among which the shortest is looked for
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Chunked:
 @dataclass(frozen=True)
 class Step:
     chunks: tuple[Chunked, ...]
+    num_decodes: int  # the first chunks: one token each, of requests whose prompts are computed
 
     @property
     def num_tokens(self) -> int:
@@ -36,12 +41,16 @@ class Step:
 
 
 class Scheduler:
-    def __init__(self, blocks: BlockManager, max_batch_tokens: int, max_num_requests: int) -> None:
+    """Args: blocks; pace; max_batch_tokens of a step; max_num_requests running at once."""
+
+    def __init__(self, blocks: BlockManager, pace: Pace, max_batch_tokens: int, max_num_requests: int) -> None:
         self._blocks = blocks
+        self._pace = pace
         self._max_batch_tokens = max_batch_tokens
         self._max_num_requests = max_num_requests
-        self._waiting: deque[Request] = deque()  # in order of arrival
-        self._running: list[Request] = []  # in order of arrival
+        self._batch_tokens = max_batch_tokens  # fewer after `shed`
+        self._waiting: list[Request] = []  # both by rank
+        self._running: list[Request] = []
 
     @property
     def num_waiting(self) -> int:
@@ -50,10 +59,6 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         return len(self._running)
-
-    @property
-    def running(self) -> tuple[Request, ...]:
-        return tuple(self._running)
 
     def add(self, request: Request) -> None:
         """Queues a request.
@@ -64,15 +69,34 @@ class Scheduler:
         capacity = self._blocks.num_blocks * self._blocks.block_size
         if request.max_tokens > capacity:
             raise ValueError(f"a request of {request.max_tokens} tokens does not fit in a KV cache of {capacity}")
-        self._waiting.append(request)
+        insort(self._waiting, request, key=_rank)
 
     def next_step(self) -> Step | None:
         """Plans a step and gives its requests the blocks they need; None when there is nothing to do."""
-        chunks: list[Chunked] = []
-        budget = self._max_batch_tokens - self._decode(chunks)
-        budget -= self._continue_prefill(chunks, budget)
-        self._admit(chunks, budget)
-        return Step(tuple(chunks)) if chunks else None
+        decodes = self._decode()
+        budget = min(self._batch_tokens - len(decodes), self._pace.max_prefill(len(decodes)))
+        chunks = (*decodes, *self._prefill(int(budget), decodes))
+        return Step(chunks, len(decodes)) if chunks else None
+
+    def complete(self, step: Step) -> None:
+        """To be called when a step has run: its tokens are in the cache."""
+        self._batch_tokens = min(self._batch_tokens + 1, self._max_batch_tokens)
+        for chunk in step.chunks:
+            chunk.request.num_computed += chunk.num_tokens
+            self._blocks.keep(chunk.request)
+
+    def shed(self, step: Step) -> bool:
+        """After a step that did not fit in memory: the next ones have half of its tokens at most, then slowly more.
+
+        Returns:
+            False: it could not have been smaller.
+        """
+        if step.num_tokens == 1:
+            return False
+        self._batch_tokens = step.num_tokens // 2
+        while len(self._running) > self._batch_tokens:
+            self._preempt(self._running[-1])
+        return True
 
     def finish(self, request: Request) -> None:
         """Takes a request out, wherever it is, and frees its blocks at once. Harmless when it is finished already."""
@@ -83,23 +107,22 @@ class Scheduler:
         request.status = Status.FINISHED
         self._blocks.release(request)
 
-    def _decode(self, chunks: list[Chunked]) -> int:
-        """One token for each request that only lacks its newest one. Returns the tokens planned."""
-        planned = 0
+    def _decode(self) -> list[Chunked]:
+        """One token for each request that only lacks its newest one."""
+        chunks: list[Chunked] = []
         for request in self._running[:]:
-            if planned == self._max_batch_tokens:
+            if len(chunks) == self._batch_tokens:
                 break
             if request.status is Status.RUNNING and request.num_pending == 1 and self._make_room(request):
                 chunks.append(Chunked(request, 1))
-                planned += 1
-        return planned
+        return chunks
 
     def _make_room(self, request: Request) -> bool:
-        """Out of blocks, the newest request gives way: it loses the least work. False: that was `request` itself."""
+        """Out of blocks, the last request by rank gives way. False: that was `request` itself."""
         while not self._blocks.try_grow(request, request.num_tokens):
-            newest = self._running[-1]
-            self._preempt(newest)
-            if newest is request:
+            last = self._running[-1]
+            self._preempt(last)
+            if last is request:
                 return False
         return True
 
@@ -107,30 +130,60 @@ class Scheduler:
         self._running.remove(request)
         self._blocks.release(request)
         request.status = Status.WAITING
-        self._waiting.appendleft(request)
+        insort(self._waiting, request, key=_rank)
 
-    def _continue_prefill(self, chunks: list[Chunked], budget: int) -> int:
-        """Prompts begun in an earlier step; their blocks are theirs since admission. Returns the tokens planned."""
-        planned = 0
-        for request in self._running:
-            if request.num_pending > 1 and planned < budget:
-                num_tokens = min(request.num_pending, budget - planned)
-                chunks.append(Chunked(request, num_tokens))
-                planned += num_tokens
-        return planned
+    def _prefill(self, budget: int, decodes: Sequence[Chunked]) -> list[Chunked]:
+        """Prompts: half of the budget by rank, so that nothing starves, the rest shortest first.
 
-    def _admit(self, chunks: list[Chunked], budget: int) -> None:
-        while budget > 0 and self._waiting and len(self._running) < self._max_num_requests:
-            request = self._waiting[0]
-            # Every running request will soon ask for one more block: without that reserve, a request would be admitted
-            # only to be preempted a few steps later.
-            reserve = len(self._running)
-            if self._blocks.num_missing(request, request.num_tokens) + reserve > self._blocks.num_free:
-                return
-            self._blocks.try_grow(request, request.num_tokens)
-            self._waiting.popleft()
-            request.status = Status.RUNNING
-            self._running.append(request)
-            num_tokens = min(request.num_pending, budget)
-            chunks.append(Chunked(request, num_tokens))
-            budget -= num_tokens
+        So a short prompt does not wait behind a long one, and a long one has half of every step once its turn has come.
+        """
+        if budget <= 0 or (not self._waiting and len(decodes) == len(self._running)):
+            return []
+        decoding = {chunk.request for chunk in decodes}
+        begun = [request for request in self._running if request not in decoding]
+        sizes: dict[Request, int] = {}
+        is_open = self._share(-(-budget // 2), (*begun, *self._waiting), sizes)
+        # Where memory or places are short, nobody overtakes the one who waits for them.
+        waiting = self._waiting[:WINDOW] if is_open else []
+        begun = [request for request in self._running if request not in decoding]
+        by_size = sorted((*begun, *waiting), key=lambda one: (one.priority, _left(one, sizes), one.id))
+        self._share(budget - sum(sizes.values()), by_size, sizes)
+        return [Chunked(request, size) for request, size in sizes.items()]
+
+    def _share(self, budget: int, requests: Iterable[Request], sizes: dict[Request, int]) -> bool:
+        """Deals out `budget` tokens in the order given, on top of `sizes`. False: one could not be admitted."""
+        is_open = True
+        for request in requests:
+            if budget <= 0:
+                break
+            if request.status is Status.WAITING and not (is_open and self._admit(request)):
+                is_open = False
+                continue
+            tokens = min(_left(request, sizes), budget)
+            if tokens:
+                sizes[request] = sizes.get(request, 0) + tokens
+                budget -= tokens
+        return is_open
+
+    def _admit(self, request: Request) -> bool:
+        # Every running request will soon ask for one more block: without that reserve, a request would be admitted only
+        # to be preempted a few steps later.
+        if len(self._running) >= min(self._max_num_requests, self._batch_tokens):
+            return False
+        if not self._blocks.try_start(request, len(self._running)):
+            return False
+        self._waiting.remove(request)
+        insort(self._running, request, key=_rank)
+        request.status = Status.RUNNING
+        if request.num_output_tokens == 0:
+            request.num_cached = request.num_computed
+        return True
+
+
+def _rank(request: Request) -> tuple[int, int]:
+    return request.rank
+
+
+def _left(request: Request, sizes: dict[Request, int]) -> int:
+    """Tokens of `request` that this step does not compute yet."""
+    return request.num_pending - sizes.get(request, 0)

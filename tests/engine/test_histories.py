@@ -1,0 +1,147 @@
+"""Random histories of scheduler and block manager against a memory that remembers what was written into each slot.
+
+Whatever comes, goes, fails or gives way: before a token is computed, all tokens before it are in its request's blocks;
+nobody writes where another reads; no block is lost; every request ends.
+"""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tinyserve.config import SamplingParams
+from tinyserve.engine.block_manager import BlockManager
+from tinyserve.engine.pace import Pace
+from tinyserve.engine.request import Request, Status
+from tinyserve.engine.scheduler import Scheduler, Step
+
+BLOCK_SIZE = 4
+
+
+class Histories(RuleBasedStateMachine):
+    @initialize(
+        num_blocks=st.integers(4, 14),
+        max_batch_tokens=st.integers(1, 24),
+        max_num_requests=st.integers(1, 6),
+        keeps_prefixes=st.booleans(),
+        costs=st.none() | st.tuples(st.floats(0.001, 1.0), st.floats(0.001, 1.0)),
+    )
+    def start(
+        self,
+        num_blocks: int,
+        max_batch_tokens: int,
+        max_num_requests: int,
+        keeps_prefixes: bool,
+        costs: tuple[float, float] | None,
+    ) -> None:
+        self.blocks = BlockManager(num_blocks, BLOCK_SIZE, keeps_prefixes)
+        pace = Pace(2.0)
+        if costs is not None:
+            pace.observe(1, 0, costs[0])
+            pace.observe(0, 1, costs[1])
+        self.scheduler = Scheduler(self.blocks, pace, max_batch_tokens, min(max_num_requests, max_batch_tokens))
+        self.memory: dict[tuple[int, int], tuple[int, ...]] = {}  # (block, offset) -> all tokens up to the one there
+        self.alive: list[Request] = []
+        self.num_requests = 0
+
+    @rule(
+        length=st.integers(1, 40),
+        max_new=st.integers(1, 30),
+        family=st.integers(0, 1),
+        fork=st.integers(0, 40),
+        priority=st.integers(0, 2),
+    )
+    def arrive(self, length: int, max_new: int, family: int, fork: int, priority: int) -> None:
+        """Prompts of one family are equal up to where one of them forks."""
+        capacity = self.blocks.num_blocks * BLOCK_SIZE
+        length = min(length, capacity - 1)
+        prompt = [1000 * family + index if index < fork else 7000 + fork for index in range(length)]
+        params = SamplingParams(max_new_tokens=min(max_new, capacity - length))
+        request = Request(self.num_requests, prompt, params, priority)
+        self.num_requests += 1
+        self.scheduler.add(request)
+        self.alive.append(request)
+
+    @precondition(lambda self: self.alive)
+    @rule(which=st.integers(0, 1000))
+    def cancel(self, which: int) -> None:
+        request = self.alive.pop(which % len(self.alive))
+        self.scheduler.finish(request)
+        self.scheduler.finish(request)
+
+    @precondition(lambda self: self.alive)
+    @rule(times=st.integers(1, 12))
+    def run_steps(self, times: int) -> None:
+        for _ in range(times):
+            step = self.scheduler.next_step()
+            assert (step is not None) == bool(self.alive)
+            if step is not None:
+                self._execute(step)
+
+    @precondition(lambda self: self.alive)
+    @rule(sheds=st.booleans())
+    def fail_in_a_step(self, sheds: bool) -> None:
+        step = self.scheduler.next_step()
+        assert step is not None
+        self._write(step)  # it may have come that far
+        if sheds and self.scheduler.shed(step):
+            return
+        for chunk in step.chunks:
+            self.scheduler.finish(chunk.request)
+            self.alive.remove(chunk.request)
+
+    @invariant()
+    def every_block_is_accounted_for(self) -> None:
+        if not hasattr(self, "blocks"):
+            return
+        owned: dict[int, list[tuple[Request, int]]] = {}
+        for request in self.alive:
+            assert len(set(request.block_ids)) == len(request.block_ids)
+            for index, block in enumerate(request.block_ids):
+                owned.setdefault(block, []).append((request, index))
+        assert len(owned) + self.blocks.num_free == self.blocks.num_blocks, "a block is lost or has come twice"
+        for block, owners in owned.items():
+            assert self.blocks._num_users[block] == len(owners)
+            if len(owners) > 1:
+                for request, index in owners:
+                    assert (index + 1) * BLOCK_SIZE <= request.num_computed, "a block is shared that is still written"
+
+    def teardown(self) -> None:
+        if not hasattr(self, "blocks"):
+            return
+        for _ in range(20_000):
+            if not self.alive:
+                break
+            self.run_steps(1)
+        assert not self.alive, "a request was starved"
+        assert self.blocks.num_free == self.blocks.num_blocks
+        assert (self.scheduler.num_running, self.scheduler.num_waiting) == (0, 0)
+
+    def _execute(self, step: Step) -> None:
+        self._write(step)
+        due = [chunk.request for chunk in step.chunks if chunk.is_last]
+        self.scheduler.complete(step)
+        for request in due:
+            request.token_ids.append(len(request.token_ids) % 3)
+            if request.num_tokens == request.max_tokens:
+                self.scheduler.finish(request)
+                self.alive.remove(request)
+
+    def _write(self, step: Step) -> None:
+        requests = [chunk.request for chunk in step.chunks]
+        assert len(set(requests)) == len(requests)
+        for chunk in step.chunks:
+            request, first = chunk.request, chunk.request.num_computed
+            assert request.status is Status.RUNNING
+            assert chunk.num_tokens >= 1
+            for position in range(first):
+                assert self.memory[self._slot(request, position)] == tuple(request.token_ids[: position + 1])
+            for position in range(first, first + chunk.num_tokens):
+                self.memory[self._slot(request, position)] = tuple(request.token_ids[: position + 1])
+
+    @staticmethod
+    def _slot(request: Request, position: int) -> tuple[int, int]:
+        return request.block_ids[position // BLOCK_SIZE], position % BLOCK_SIZE
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, derandomize=True)

@@ -1,0 +1,55 @@
+"""How many prompt tokens may run beside decodes, from what steps have cost so far.
+
+Every running stream waits for the step it is in, so a step that also prefills may take at most `max_slowdown` times a
+step that only decodes. What both cost differs by a factor of a thousand between machines and models, so it is measured
+all the time. It knows numbers of tokens and seconds; the clock is the caller's.
+"""
+
+import math
+
+MIN_TOKENS = 8  # a prompt moves on even where one token of it costs more than a whole decode step
+SMOOTHING = 0.2  # weight of the newest step
+MAX_JUMP = 2.0  # a step that took longer was held up by something else, and counts as that many times the estimate
+
+
+class Pace:
+    """The cost of a decode step, per number of requests in it, and of a prompt token on top of it.
+
+    Args:
+        max_slowdown: above 1; infinity: no limit.
+    """
+
+    def __init__(self, max_slowdown: float) -> None:
+        self._extra = max_slowdown - 1.0
+        self._decode_s: dict[int, float] = {}  # by the bit length of the number of decodes
+        self._token_s: float | None = None
+
+    def observe(self, num_decodes: int, num_prefill: int, seconds: float) -> None:
+        """One step: requests that decoded, prompt tokens beside them, how long it took."""
+        if num_prefill == 0:
+            size = num_decodes.bit_length()
+            self._decode_s[size] = _smoothed(self._decode_s.get(size), seconds)
+        elif num_decodes == 0:
+            if self._token_s is None:
+                self._token_s = seconds / num_prefill
+        elif (decode_s := self._decode_seconds(num_decodes)) is not None:
+            # what is left may be noise, even below nothing
+            self._token_s = _smoothed(self._token_s, max(seconds - decode_s, 0.01 * seconds) / num_prefill)
+
+    def max_prefill(self, num_decodes: int) -> float:
+        """Prompt tokens that a step with `num_decodes` requests may take; infinity where nothing is known yet."""
+        decode_s = self._decode_seconds(num_decodes)
+        if num_decodes == 0 or decode_s is None or self._token_s is None:
+            return math.inf
+        return max(MIN_TOKENS, self._extra * decode_s / self._token_s)
+
+    def _decode_seconds(self, num_decodes: int) -> float | None:
+        """Of a step with about so many decodes, or else the nearest smaller one: that is too cautious, not too bold."""
+        size = max((size for size in self._decode_s if size <= num_decodes.bit_length()), default=None)
+        return None if size is None else self._decode_s[size]
+
+
+def _smoothed(estimate: float | None, seconds: float) -> float:
+    if estimate is None:
+        return seconds
+    return estimate + SMOOTHING * (min(seconds, MAX_JUMP * estimate) - estimate)
