@@ -228,6 +228,6 @@ setup(
         "pillow",
         "prometheus-client",
     ],
-    extras_require={"test": TEST + LINT, "eval": ["lm-eval", "datasets"], "plots": ["matplotlib"]},
+    extras_require={"test": TEST + LINT, "eval": ["lm-eval>=0.4.13", "datasets"], "plots": ["matplotlib"]},
     entry_points={"console_scripts": ["tinyserve = tinyserve.__main__:main"]},
 )

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +15,6 @@ from awq.errors import UserError
 from awq.flags import parse
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from awq.evaluate import Logits
     from awq.model import ModelFolder
     from awq.quantize import QuantConfig
@@ -114,14 +109,6 @@ def search(args: argparse.Namespace, config: QuantConfig) -> None:
     say(f"AWQ results saved: {args.dump_awq}")
 
 
-def load_results(path: Path | None, model: ModelFolder, config: QuantConfig) -> SearchResults | None:
-    """What a results file holds for this model; None without a file: round to nearest."""
-    from awq import results
-    from awq.progress import say
-
-    return None if path is None else results.load_results(path, model.identity(), config, model.shapes(), say)
-
-
 def dump_quant(args: argparse.Namespace, config: QuantConfig, results_file: Path | None) -> None:
     """4-bit checkpoint."""
     from awq import dump
@@ -149,70 +136,25 @@ def dump_fake(args: argparse.Namespace, config: QuantConfig, results_file: Path 
     say(f"fake-quantized model saved: {args.dump_fake}")
 
 
-def evaluate(args: argparse.Namespace, config: QuantConfig | None, results_file: Path | None) -> None:
-    """Perplexities and task scores; printed, and written to --output_path."""
-    from awq import report, tasks
-    from awq.evaluate import network_logits, perplexity
-    from awq.model import encode, load_tokenizer, window_limit
+def load_results(path: Path | None, model: ModelFolder, config: QuantConfig) -> SearchResults | None:
+    """What a results file holds for this model; None without a file: round to nearest."""
+    from awq import results
+    from awq.progress import say
 
-    texts, others = tasks.texts(args.tasks, args.eval_file)
-    tokenizer = load_tokenizer(args.model_path)
-    scores: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = real_checkpoint(args, config, results_file, Path(scratch))
-        if checkpoint is None or args.q_backend == "fake" or others:
-            network = fake_network(args, config, results_file, checkpoint)
-            logits: Logits = partial(network_logits, network)
-            if others:
-                scores |= tasks.lm_eval(network, tokenizer, others, args.batch_size, args.num_fewshot)
-        if checkpoint is not None and args.q_backend != "fake":
-            logits = real_logits(args.model_path, checkpoint)
-        seqlen = min(args.eval_seqlen, window_limit(args.model_path))
-        for name, text in texts.items():
-            scores[name] = asdict(perplexity(logits, encode(tokenizer, text), seqlen, args.eval_windows))
+    return None if path is None else results.load_results(path, model.identity(), config, model.shapes(), say)
+
+
+def evaluate(args: argparse.Namespace, config: QuantConfig | None, results_file: Path | None) -> dict[str, Any]:
+    """Perplexities, divergences and task scores; printed, and written to --output_path."""
+    from awq import quality, report
+    from awq.model import open_model
+
+    found = None if config is None else load_results(results_file, open_model(args.model_path), config)
+    scores = quality.measure(args, config, found, real_logits)
     report.show(scores)
     if args.output_path:
         report.write(args.output_path, scores, vars(args))
-
-
-def real_checkpoint(
-    args: argparse.Namespace, config: QuantConfig | None, results_file: Path | None, scratch: Path
-) -> Path | None:
-    """The 4-bit checkpoint to evaluate: the one that is named, or for --q_backend real a temporary one."""
-    from awq import dump
-    from awq.model import open_model
-    from awq.network import named_dtype
-
-    if config is None:
-        return None
-    if args.load_quant or args.dump_quant:
-        path = dump.find_dump(args.load_quant or args.dump_quant)
-        dump.check_settings(path, args.model_path, config)
-        return path
-    if args.q_backend != "real":
-        return None
-    model = open_model(args.model_path)
-    found = load_results(results_file, model, config)
-    return dump.write_dump(scratch / "checkpoint", model, config, found, named_dtype(args.dtype))
-
-
-def fake_network(
-    args: argparse.Namespace, config: QuantConfig | None, results_file: Path | None, checkpoint: Path | None
-) -> nn.Module:
-    """The transformers model, with the weights that the codes stand for where there is a `config`."""
-    from awq import network
-    from awq.apply import QuantizedModel
-    from awq.formats import dequantized_state, open_checkpoint
-    from awq.model import open_model
-
-    model = open_model(args.model_path)
-    result = network.load_network(args.model_path, model.compute_dtype(args.dtype))
-    if checkpoint is not None:
-        network.fill(result, dequantized_state(open_checkpoint(args.model_path, checkpoint)))
-    elif config is not None:
-        found = load_results(results_file, model, config)
-        network.fill(result, QuantizedModel(model, config, found, network.named_dtype(args.dtype)).weights())
-    return network.place(result, dict(args.max_memory or []) or None, args.parallel, args.auto_parallel)
+    return scores
 
 
 def real_logits(model_path: Path, checkpoint: Path) -> Logits:

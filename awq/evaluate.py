@@ -5,7 +5,7 @@ over its 2047 predictions; perplexity is exp of the mean over windows. It knows 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,23 +42,47 @@ def window_loss(logits: Tensor, tokens: Tensor) -> float:
     return total / len(targets)
 
 
-def perplexity(logits: Logits, tokens: Tensor, seqlen: int, limit: int | None = None) -> Perplexity:
-    """Perplexity of `logits` on windows of `tokens` [n].
+def split_windows(tokens: Tensor, seqlen: int, limit: int | None = None) -> Tensor:
+    """Windows int64 [m, L] of a text int64 [n].
 
     Args:
         seqlen: tokens in a window; a text that is shorter is one window of its own length.
         limit: use only that many windows.
 
     Raises:
-        UserError: fewer than two tokens, or a loss that is not finite.
+        UserError: fewer than two tokens.
     """
     length = min(seqlen, len(tokens))
     if length < 2:
         raise UserError(f"the evaluation text has {len(tokens)} tokens; at least 2 are needed")
-    windows = tokens[: len(tokens) // length * length].view(-1, length)[:limit]
-    total = 0.0
-    for window in track(list(windows), "perplexity: window"):
-        total += window_loss(logits(window), window)
-    if not math.isfinite(total):
+    return tokens[: len(tokens) // length * length].view(-1, length)[:limit]
+
+
+def perplexity(logits: Logits, windows: Tensor, see: Callable[[int, Tensor, Tensor], None] | None = None) -> Perplexity:
+    """Perplexity of `logits` on windows int64 [m, L].
+
+    Args:
+        see: is given the index of each window, the window and its logits [L, V].
+
+    Raises:
+        UserError: a loss that is not finite.
+    """
+    losses = []
+    for index, window in enumerate(track(list(windows), "perplexity: window")):
+        rows = logits(window)
+        losses.append(window_loss(rows, window))
+        if see is not None:
+            see(index, window, rows)
+    return mean_loss(losses, windows.shape[1])
+
+
+def mean_loss(losses: Sequence[float], window_tokens: int) -> Perplexity:
+    """The perplexity of the mean loss of windows.
+
+    Raises:
+        UserError: a loss is not finite.
+    """
+    mean = sum(losses) / len(losses)
+    if not math.isfinite(mean):
         raise UserError("the perplexity is not finite: the model gives NaN or infinite logits")
-    return Perplexity(math.exp(total / len(windows)), len(windows), length)
+    return Perplexity(math.exp(mean), len(losses), window_tokens)

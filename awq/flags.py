@@ -81,8 +81,12 @@ def build_parser() -> argparse.ArgumentParser:
     files.add_argument("--dump_fake", type=Path, metavar="FOLDER", help="16-bit model folder with rounded weights")
     files.add_argument("--load_quant", type=Path, metavar="PATH", help="evaluate this 4-bit checkpoint")
     evaluation = parser.add_argument_group("evaluation")
-    evaluation.add_argument("--tasks", help="wikitext, or tasks of lm-eval, separated by commas")
+    evaluation.add_argument("--tasks", help="wikitext, tasks of lm-eval or their YAML files, with commas")
     evaluation.add_argument("--eval_file", type=Path, metavar="TEXT", help="perplexity on a local text file")
+    evaluation.add_argument(
+        "--kl", action="store_true", help="also compare with the 16-bit model: KL divergence and top-1 agreement"
+    )
+    evaluation.add_argument("--include_path", type=Path, metavar="FOLDER", help="of further task files for lm-eval")
     evaluation.add_argument("--eval_seqlen", type=_integer(8, MAX_SEQLEN), default=2048, help="tokens in a window")
     evaluation.add_argument("--eval_windows", type=_integer(1, MAX_SAMPLES), help="use only the first windows")
     evaluation.add_argument("--batch_size", type=_integer(1, 4096), default=1, help="of lm-eval")
@@ -174,6 +178,11 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         )
     if args.dump_quant and args.q_backend == "fake":
         parser.error("--dump_quant needs --q_backend real")
+    has_text = args.eval_file or "wikitext" in (args.tasks or "").split(",")
+    if args.kl and (args.w_bit is None or not has_text):
+        parser.error("--kl needs --w_bit, and --eval_file or --tasks wikitext")
+    if args.include_path and not args.tasks:
+        parser.error("--include_path needs --tasks")
     if args.dump_format and not args.dump_quant:
         parser.error("--dump_format needs --dump_quant")
     if args.dump_quant:

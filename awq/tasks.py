@@ -48,21 +48,34 @@ def wikitext() -> str:
     return "\n\n".join(rows["text"])
 
 
-def lm_eval(network: Any, tokenizer: Any, tasks: Sequence[str], batch_size: int, num_fewshot: int) -> Mapping[str, Any]:
+def lm_eval(
+    network: Any, tokenizer: Any, tasks: Sequence[str], folder: Path | None, batch_size: int, num_fewshot: int
+) -> Mapping[str, Any]:
     """Scores of lm-eval's tasks by name.
 
+    Args:
+        tasks: names, or paths of YAML files that describe one task each, which need no network where their data is
+            local.
+        folder: holds YAML files of further tasks that are asked for by name.
+
     Raises:
-        UserError: lm-eval is not installed, or does not know or cannot run a task.
+        UserError: a file is missing, lm-eval is not installed, or does not know or cannot run a task.
     """
+    missing = next((name for name in tasks if name.endswith(".yaml") and not Path(name).is_file()), None)
+    if missing is not None:
+        raise UserError(f"--tasks {missing}: no such file")
     names = ", ".join(tasks)
     try:
         from lm_eval import simple_evaluate
+        from lm_eval.config.evaluate_config import EvaluatorConfig
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
         raise UserError(f"--tasks {names}: tasks other than wikitext need `pip install lm-eval`") from error
     model = HFLM(pretrained=network, tokenizer=tokenizer, batch_size=batch_size)
     try:
-        output = simple_evaluate(model=model, tasks=list(tasks), num_fewshot=num_fewshot)
+        wanted = EvaluatorConfig(tasks=list(tasks), include_path=None if folder is None else str(folder))
+        manager = wanted.process_tasks()  # finds files and names as lm-eval's own command line does
+        output = simple_evaluate(model=model, tasks=wanted.tasks, num_fewshot=num_fewshot, task_manager=manager)
     except Exception as error:  # unknown tasks, data that cannot be had: lm-eval raises many types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"--tasks {names}: lm-eval failed: {reason}") from error
