@@ -10,11 +10,13 @@ from typing import Literal, get_args
 
 Precision = Literal["W4A16", "W16A16"]
 DtypeName = Literal["auto", "float16", "bfloat16", "float32"]
+GrammarKind = Literal["json_schema", "regex", "grammar"]  # the last one in Lark or GBNF
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1024  # of one stop string
 MAX_STOP_TOKEN_IDS = 128
 MAX_LOGPROBS = 20
+MAX_GRAMMAR_CHARACTERS = 1 << 16
 MAX_LOGIT_BIAS = 1024  # token ids in one request's logit_bias
 
 
@@ -25,6 +27,20 @@ def _check(ok: bool, name: str, value: object, allowed: str) -> None:
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:
     _check(math.isfinite(value) and low <= value <= high, name, value, f"between {low} and {high}")
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What the whole output must be: llguidance's dialect of each kind, see engine/structured_output.py."""
+
+    kind: GrammarKind
+    text: str
+    field: str = "grammar"  # of the request, for messages
+
+    def __post_init__(self) -> None:
+        _check(self.kind in get_args(GrammarKind), "kind", self.kind, ", ".join(get_args(GrammarKind)))
+        allowed = f"1 to {MAX_GRAMMAR_CHARACTERS} characters"
+        _check(0 < len(self.text) <= MAX_GRAMMAR_CHARACTERS, self.field, f"{len(self.text)} characters", allowed)
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    grammar: Grammar | None = None  # decides where the text ends, unless one of `stop` or max_new_tokens cuts it
 
     def __post_init__(self) -> None:
         _in_range("max_new_tokens", self.max_new_tokens, 1, 1 << 20)

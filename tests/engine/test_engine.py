@@ -11,6 +11,7 @@ from torch import Tensor
 from tinyserve.config import SamplingParams
 from tinyserve.engine import sampler
 from tinyserve.engine.bias import TokenBias
+from tinyserve.engine.draw import SamplingError
 from tinyserve.engine.engine import Engine
 from tinyserve.engine.generator import RequestError
 from tinyserve.engine.request import Request
@@ -206,9 +207,7 @@ def test_logits_that_are_not_finite_end_that_request_alone(
     engine = make_engine()
     original = sampler.sample
 
-    def poisoned(
-        logits: Tensor, states: Sequence[sampler.SamplingState]
-    ) -> list[sampler.Sampled | sampler.SamplingError]:
+    def poisoned(logits: Tensor, states: Sequence[sampler.SamplingState]) -> list[sampler.Sampled | SamplingError]:
         logits = logits.clone()
         logits[0, 17] = torch.nan
         return original(logits, states)

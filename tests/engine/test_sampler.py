@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tinyserve.config import SamplingParams
-from tinyserve.engine.draw import CANDIDATES
-from tinyserve.engine.sampler import Sampled, SamplingError, SamplingState, sample
+from tinyserve.engine.draw import CANDIDATES, SamplingError
+from tinyserve.engine.sampler import Sampled, SamplingState, sample
 
 PROBABILITIES = (0.4, 0.25, 0.2, 0.1, 0.05)
 

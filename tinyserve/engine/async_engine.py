@@ -122,7 +122,7 @@ class AsyncEngine:
             RequestError: before the first chunk, when the prompt or a parameter cannot be served.
             RuntimeError: the engine is closed.
         """
-        if len(prompt) <= INLINE_CHARACTERS:
+        if len(prompt) <= INLINE_CHARACTERS and params.grammar is None:  # a grammar takes up to 50 ms to compile
             prepared = self._engine.prepare(prompt, params)
         else:
             prepared = await asyncio.to_thread(self._engine.prepare, prompt, params)

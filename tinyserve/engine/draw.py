@@ -16,7 +16,13 @@ CANDIDATES = (256, 8192)
 BLOCK = 256  # of a wide row's columns: one sum for each, then one block's columns are looked at
 
 
-def choose(logits: Tensor, params: Sequence[SamplingParams], draws: Sequence[Callable[[], float]]) -> list[int | None]:
+class SamplingError(ValueError):
+    """One request's next token cannot be chosen."""
+
+
+def choose(
+    logits: Tensor, params: Sequence[SamplingParams], draws: Sequence[Callable[[], float]]
+) -> list[int | SamplingError]:
     """One token per row.
 
     Args:
@@ -25,7 +31,7 @@ def choose(logits: Tensor, params: Sequence[SamplingParams], draws: Sequence[Cal
         draws: for each row, what gives its next number in [0, 1); called only where one is needed.
 
     Returns:
-        Token ids; None for a row whose largest logit is NaN or infinite.
+        Token ids; an error for a row whose largest logit is NaN or infinite.
     """
     best, greedy_ids = logits.max(dim=-1)  # NaN, where there is one, counts as the largest
     finite: list[bool] = torch.isfinite(best).tolist()
@@ -37,7 +43,8 @@ def choose(logits: Tensor, params: Sequence[SamplingParams], draws: Sequence[Cal
             drawing, _draw(take(logits, drawing).float(), [params[row] for row in drawing], numbers), strict=True
         ):
             tokens[row] = token
-    return [token if ok else None for token, ok in zip(tokens, finite, strict=True)]
+    wrong = SamplingError("the model's output is not finite")
+    return [token if ok else wrong for token, ok in zip(tokens, finite, strict=True)]
 
 
 def take(values: Tensor, rows: Sequence[int]) -> Tensor:

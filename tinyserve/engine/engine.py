@@ -4,6 +4,7 @@ It owns model, cache, scheduler and sampler, and the order of a step: plan, run,
 decides when a request ends. It knows no asyncio and no HTTP; async_engine.py is its face towards them.
 """
 
+import contextlib
 import itertools
 import logging
 import time
@@ -17,13 +18,15 @@ from tinyserve.config import EngineConfig, SamplingParams
 from tinyserve.engine import kv_cache, sampler
 from tinyserve.engine.block_manager import BlockManager
 from tinyserve.engine.detokenizer import Detokenizer
+from tinyserve.engine.draw import SamplingError
 from tinyserve.engine.generator import CONTEXT_OVERFLOW, OUT_OF_RANGE, VALIDATION, EngineStats, RequestError
 from tinyserve.engine.logprobs import Logprobs
 from tinyserve.engine.model_runner import ModelRunner
 from tinyserve.engine.pace import Pace
 from tinyserve.engine.request import Chunk, FinishReason, Request, TokenLogprobs
-from tinyserve.engine.sampler import Sampled, SamplingError, SamplingState
-from tinyserve.engine.scheduler import Scheduler
+from tinyserve.engine.sampler import Sampled, SamplingState
+from tinyserve.engine.scheduler import Scheduler, Step
+from tinyserve.engine.structured_output import Constraint, GrammarCompiler, GrammarError, MaskThread
 from tinyserve.engine.tokenizer import Tokenizer
 from tinyserve.models.llama import LlamaModel
 from tinyserve.models.loader import load_model
@@ -35,6 +38,8 @@ _log = logging.getLogger(__name__)
 # core: 319 tokens/s in chunks of 256, 336 in chunks of 1024), a GPU does.
 MAX_BATCH_TOKENS = {"cpu": 256, "cuda": 2048}
 WARM_UP_TOKENS = 64  # of a prompt that shows what prefill costs
+
+MASK_THREADS = {"cpu": 1, "cuda": 8}  # for grammars; the model needs the CPU's cores, a GPU leaves them free
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ class Engine:
         self.tokenizer = tokenizer
         self._seed = config.seed
         self._model = model
+        self._grammars = GrammarCompiler(tokenizer, model.config.vocab_size)
+        self._masks = MaskThread(MASK_THREADS[model.device.type])
         self._ids = itertools.count()
         self._requests: dict[int, PreparedRequest] = {}
         self._generated_tokens = self._cached_tokens = 0
@@ -90,6 +97,8 @@ class Engine:
         )
         engine = cls(config, model, Tokenizer(config.model_path))
         engine._warm_up()
+        with contextlib.suppress(ValueError):  # then a request that brings a grammar is told why
+            engine._grammars.load()
         return engine
 
     def _warm_up(self) -> None:
@@ -122,7 +131,8 @@ class Engine:
             priority: requests with a lower number go first.
 
         Raises:
-            RequestError: the prompt is empty or too long, or a parameter does not fit the model.
+            RequestError: the prompt is empty or too long, or a parameter does not fit the model, or the grammar cannot
+                be compiled.
         """
         vocab_size = self._model.config.vocab_size
         if isinstance(prompt, str) and len(prompt) > self.context_length * self.tokenizer.max_token_characters:
@@ -150,7 +160,7 @@ class Engine:
         return PreparedRequest(
             request,
             Detokenizer(self.tokenizer, token_ids, params.stop),
-            SamplingState(params, token_ids, self._seed + request_id, self._end_ids(params)),
+            SamplingState(params, token_ids, self._seed + request_id, self._end_ids(params), self._constraint(params)),
         )
 
     def add(self, prepared: PreparedRequest) -> int:
@@ -191,6 +201,7 @@ class Engine:
         if step is None:
             return []
         try:
+            self._start_masks(step)
             due, logits = self._runner.run(step)
             tokens = self._sample(logits, due)
         except Exception as error:
@@ -202,6 +213,10 @@ class Engine:
         self._scheduler.complete(step)
         self._pace.observe(step.num_decodes, step.num_tokens - step.num_decodes, time.perf_counter() - start)
         return [self._advance(request, token) for request, token in zip(due, tokens, strict=True)]
+
+    def _start_masks(self, step: Step) -> None:
+        states = [self._requests[chunk.request.id].sampling for chunk in step.chunks if chunk.is_last]
+        self._masks.start([state.constraint for state in states if state.constraint is not None])
 
     def _sample(self, logits: Tensor, due: Sequence[Request]) -> list[Sampled | Exception]:
         """A token for each row [R, V]; where a row cannot be sampled from, its error."""
@@ -241,7 +256,9 @@ class Engine:
             reason = "stop"
         else:
             text, stopped = prepared.detokenizer.add(token_id, request.num_output_tokens > request.params.min_tokens)
-            if not stopped and request.num_tokens >= request.max_tokens:
+            if not stopped and prepared.sampling.is_complete:
+                reason = "stop"
+            elif not stopped and request.num_tokens >= request.max_tokens:
                 reason = "length"
         if reason is not None:
             rest, stopped = prepared.detokenizer.flush()
@@ -252,6 +269,14 @@ class Engine:
             self.abort(request.id)
         logprobs = self._with_text(token_id, sampled.logprobs)
         return Output(request.id, request.chunk(text, (token_id,), reason, logprobs=logprobs))
+
+    def _constraint(self, params: SamplingParams) -> Constraint | None:
+        if params.grammar is None:
+            return None
+        try:
+            return self._grammars.compile(params.grammar, params)
+        except GrammarError as error:
+            raise RequestError(VALIDATION, str(error)) from error
 
     def _end_ids(self, params: SamplingParams) -> frozenset[int]:
         """Tokens that end the text."""

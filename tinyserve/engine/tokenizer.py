@@ -4,6 +4,7 @@ It decides where a beginning-of-sequence token belongs and which tokens end a te
 detokenizer.py's business.
 """
 
+import copy
 import json
 import threading
 from collections.abc import Sequence
@@ -55,6 +56,19 @@ class Tokenizer:
             return self._fast.decode(token_ids, skip_special_tokens=False)
         with self._lock:
             return self._hf.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def to_json(self) -> str:
+        """The tokenizer as the Rust library writes it, without padding and truncation.
+
+        Raises:
+            ValueError: it is not one of that library.
+        """
+        if self._fast is None:
+            raise ValueError("the model's tokenizer is not one of the Rust library, which structured output needs")
+        fast = copy.copy(self._fast)
+        fast.no_padding()
+        fast.no_truncation()
+        return fast.to_str()
 
     def token_text(self, token_id: int) -> str:
         """What one token adds to a text; the vocabulary's own spelling where that is no whole character."""
