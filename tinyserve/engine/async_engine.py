@@ -10,7 +10,7 @@ import queue
 import threading
 from collections import defaultdict
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tinyserve.config import EngineConfig, SamplingParams
 from tinyserve.engine.engine import Engine, Output, PreparedRequest
@@ -48,14 +48,11 @@ class Stream:
         last = chunks[-1]
         if len(chunks) == 1:
             return last
-        return Chunk(
-            "".join(chunk.text for chunk in chunks),
-            tuple(token for chunk in chunks for token in chunk.token_ids),
-            last.num_prompt_tokens,
-            last.num_completion_tokens,
-            last.finish_reason,
-            last.error,
-            tuple(each for chunk in chunks for each in chunk.logprobs),
+        return replace(
+            last,
+            text="".join(chunk.text for chunk in chunks),
+            token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
+            logprobs=tuple(each for chunk in chunks for each in chunk.logprobs),
         )
 
 
@@ -115,7 +112,9 @@ class AsyncEngine:
             raise RuntimeError(self._failure)
         return self._engine.stats()
 
-    async def generate(self, prompt: str, params: SamplingParams) -> AsyncGenerator[Chunk, None]:
+    async def generate(
+        self, prompt: str, params: SamplingParams, priority: int = 0
+    ) -> AsyncGenerator[Chunk, None]:
         """See Generator.generate.
 
         Raises:
@@ -123,9 +122,9 @@ class AsyncEngine:
             RuntimeError: the engine is closed.
         """
         if len(prompt) <= INLINE_CHARACTERS and params.grammar is None:  # a grammar takes up to 50 ms to compile
-            prepared = self._engine.prepare(prompt, params)
+            prepared = self._engine.prepare(prompt, params, priority)
         else:
-            prepared = await asyncio.to_thread(self._engine.prepare, prompt, params)
+            prepared = await asyncio.to_thread(self._engine.prepare, prompt, params, priority)
         stream = Stream(asyncio.get_running_loop())
         self._submit(_Add(prepared, stream))
         finished = False

@@ -188,6 +188,7 @@ class Engine:
             generated_tokens=self._generated_tokens,
             idle_blocks=self._blocks.num_idle,
             cached_tokens=self._cached_tokens,
+            preemptions=self._scheduler.num_preemptions,
         )
 
     def step(self) -> list[Output]:

@@ -32,6 +32,7 @@ class EngineStats:
     generated_tokens: int  # since the start
     idle_blocks: int = 0  # free blocks whose content can still be used
     cached_tokens: int = 0  # of prompts, found in the cache since the start
+    preemptions: int = 0  # since the start
 
 
 class Generator(Protocol):
@@ -45,8 +46,8 @@ class Generator(Protocol):
 
     def count_tokens(self, text: str) -> int: ...
 
-    def generate(self, prompt: str, params: SamplingParams) -> AsyncGenerator[Chunk, None]:
-        """An async generator of what becomes new; the last chunk has a finish_reason.
+    def generate(self, prompt: str, params: SamplingParams, priority: int = 0) -> AsyncGenerator[Chunk, None]:
+        """An async generator of what becomes new; the last chunk has a finish_reason. The lower `priority`, the sooner.
 
         Closing it, or cancelling the task that reads it, aborts the request and frees its blocks.
 

@@ -34,6 +34,7 @@ class Chunk:
     finish_reason: FinishReason | None = None
     error: str | None = None  # with finish_reason "error"
     logprobs: tuple[TokenLogprobs, ...] = ()  # one for each of `token_ids`, where the request asks for them
+    num_cached_tokens: int = 0  # prompt tokens whose keys and values were in the cache already
 
 
 class Status(Enum):
@@ -96,4 +97,13 @@ class Request:
         logprobs: tuple[TokenLogprobs, ...] = (),
     ) -> Chunk:
         """What became new, with the counts as they are now."""
-        return Chunk(text, token_ids, self.num_prompt_tokens, self.num_output_tokens, reason, error, logprobs)
+        return Chunk(
+            text,
+            token_ids,
+            self.num_prompt_tokens,
+            self.num_output_tokens,
+            reason,
+            error,
+            logprobs,
+            self.num_cached,
+        )

@@ -51,6 +51,7 @@ class Scheduler:
         self._batch_tokens = max_batch_tokens  # fewer after `shed`
         self._waiting: list[Request] = []  # both by rank
         self._running: list[Request] = []
+        self.num_preemptions = 0  # since the start
 
     @property
     def num_waiting(self) -> int:
@@ -127,6 +128,7 @@ class Scheduler:
         return True
 
     def _preempt(self, request: Request) -> None:
+        self.num_preemptions += 1
         self._running.remove(request)
         self._blocks.release(request)
         request.status = Status.WAITING

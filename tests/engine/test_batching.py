@@ -1,0 +1,138 @@
+"""Sixty-four requests that come at random times say what each of them says alone, whatever the engine does meanwhile.
+
+Activations are in fp32, where a row's result does not depend on the rows beside it, so outputs are compared exactly.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from run_engine import Result, run
+
+from tinyserve.config import SamplingParams
+from tinyserve.engine.engine import Engine
+
+MakeEngine = Callable[..., Engine]
+NUM_REQUESTS = 64
+
+
+@dataclass(frozen=True)
+class Case:
+    """One request, and when it comes and goes, in steps."""
+
+    prompt: list[int]
+    params: SamplingParams
+    priority: int
+    arrives: int
+    leaves_after: int | None  # steps after it came; None: stays to the end
+
+
+def make_cases(seed: int) -> list[Case]:
+    """Prompts begin alike in groups, as turns of a chat do; a third draws its tokens, a fifth leaves early."""
+    random_ = random.Random(seed)
+    families = [[random_.randrange(1000, 40000) for _ in range(100)] for _ in range(4)]
+    cases = []
+    for index in range(NUM_REQUESTS):
+        prefix = random_.choice(families)[: random_.choice((0, 8, 16, 40, 64, 100))]
+        prompt = prefix + [random_.randrange(1000, 40000) for _ in range(random_.randrange(1, 30))]
+        drawn = {"temperature": 1.2, "top_p": 0.9} if index % 3 == 0 else {"temperature": 0.0}
+        params = SamplingParams(max_new_tokens=random_.randrange(1, 40), ignore_eos=True, seed=index, **drawn)
+        leaves_after = random_.randrange(0, 12) if index % 5 == 0 else None
+        cases.append(Case(prompt, params, random_.randrange(3), random_.randrange(0, 60), leaves_after))
+    return cases
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[int, list[list[int]]]:
+    """Seed -> the tokens of each case alone; filled on first use."""
+    return {}
+
+
+def expected(make_engine: MakeEngine, alone: dict[int, list[list[int]]], seed: int) -> list[list[int]]:
+    if seed not in alone:
+        engine = make_engine(prefix_cache=False)
+        alone[seed] = [run(engine, [case.prompt], case.params)[0].token_ids for case in make_cases(seed)]
+    return alone[seed]
+
+
+def run_together(engine: Engine, cases: list[Case]) -> list[Result]:
+    """Steps the engine to the end, while cases come and go; a case that has left keeps what it had."""
+    results = [Result() for _ in cases]
+    by_id: dict[int, Result] = {}
+    ids: list[int | None] = [None] * len(cases)
+    step = 0
+    while step < 80 or engine.has_work:
+        for index, case in enumerate(cases):
+            request_id = ids[index]
+            if case.arrives == step:
+                request_id = ids[index] = engine.add(engine.prepare(case.prompt, case.params, case.priority))
+                by_id[request_id] = results[index]
+            if case.leaves_after is not None and request_id is not None and step == case.arrives + case.leaves_after:
+                engine.abort(request_id)
+        for output in engine.step():
+            by_id[output.request_id].take(output.chunk)
+        step += 1
+        assert step < 5000
+    stats = engine.stats()
+    assert (stats.free_blocks, stats.num_running, stats.num_waiting) == (stats.total_blocks, 0, 0)
+    return results
+
+
+@pytest.mark.parametrize(
+    ("seed", "settings", "preempts"),
+    [
+        (0, {"num_blocks": 400}, False),
+        (0, {"num_blocks": 24, "max_batch_tokens": 37}, True),
+        (0, {"num_blocks": 30, "max_batch_tokens": 128, "prefix_cache": False}, True),
+        (1, {"num_blocks": 20, "max_batch_tokens": 64, "max_num_requests": 8}, True),
+        (1, {"num_blocks": 60, "max_batch_tokens": 17, "max_slowdown": 1.2, "block_size": 16}, False),
+    ],
+    ids=["room for all", "few blocks", "few blocks, nothing shared", "very few blocks", "small steps"],
+)
+def test_together_as_alone(
+    make_engine: MakeEngine,
+    alone: dict[int, list[list[int]]],
+    seed: int,
+    settings: dict[str, Any],
+    preempts: bool,
+) -> None:
+    engine = make_engine(**settings)
+    cases = make_cases(seed)
+    results = run_together(engine, cases)
+    for case, result, tokens in zip(cases, results, expected(make_engine, alone, seed), strict=True):
+        if case.leaves_after is None:
+            assert result.token_ids == tokens
+            assert result.finish_reason == "length"
+        else:
+            assert result.token_ids == tokens[: len(result.token_ids)]
+    stats = engine.stats()
+    assert (stats.cached_tokens > 0) == settings.get("prefix_cache", True)
+    assert stats.preemptions or not preempts, "the blocks were enough: the case shows nothing"
+    assert any(case.leaves_after is not None and not result.finish_reason for case, result in zip(cases, results, strict=True))
+
+
+@pytest.mark.parametrize("budget", range(16, 34))
+def test_chunks_may_end_anywhere(make_engine: MakeEngine, budget: int) -> None:
+    prompts = [list(range(1000, 1000 + length)) for length in (31, 32, 33, 70)]
+    params = SamplingParams(max_new_tokens=6, temperature=0.0, ignore_eos=True)
+    whole = [run(make_engine(prefix_cache=False), [prompt], params)[0].token_ids for prompt in prompts]
+    engine = make_engine(max_batch_tokens=budget)
+    assert [result.token_ids for result in run(engine, prompts, params)] == whole
+    assert [result.token_ids for result in run(engine, prompts, params)] == whole  # all but the last tokens are known
+
+
+def test_a_second_turn_computes_only_what_is_new(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    params = SamplingParams(max_new_tokens=9, temperature=0.0, ignore_eos=True)
+    first = list(range(2000, 2050))
+    answer = run(engine, [first], params)[0]
+    second = [*first, *answer.token_ids, 77, 78, 79]
+    result = run(engine, [second], params)[0]
+    assert result.last is not None
+    assert result.last.num_cached_tokens == 56  # of 50 + 9: seven full blocks; the last output token was never computed
+    assert answer.last is not None
+    assert answer.last.num_cached_tokens == 0
+    assert engine.stats().cached_tokens == 56
+    assert result.token_ids == run(make_engine(prefix_cache=False), [second], params)[0].token_ids
