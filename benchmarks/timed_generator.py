@@ -31,9 +31,7 @@ class TimedGenerator:
     def count_tokens(self, text: str) -> int:
         return len(text.split())
 
-    async def generate(
-        self, prompt: str, params: SamplingParams, priority: int = 0
-    ) -> AsyncGenerator[Chunk, None]:
+    async def generate(self, prompt: str, params: SamplingParams, priority: int = 0) -> AsyncGenerator[Chunk, None]:
         loop = asyncio.get_running_loop()
         num_prompt, total = self.count_tokens(prompt), min(self._num_tokens, params.max_new_tokens)
         last_reason = "stop" if total == self._num_tokens else "length"

@@ -6,7 +6,7 @@ import sys
 
 from benchmarks.timed_generator import TimedGenerator
 from tinyserve.serve import http_server
-from tinyserve.serve.worker import ModelWorker
+from tinyserve.serve.worker import MAX_WAITING, ModelWorker
 from tinyserve.serve.worker_app import create_app
 
 
@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         model_name=args.model_name,
         generator=TimedGenerator(args.model_name, args.tokens, args.interval),
         limit_model_concurrency=args.limit_model_concurrency,
+        max_open=args.limit_model_concurrency + MAX_WAITING,
         heartbeat_interval=args.heartbeat_interval,
         worker_token=args.worker_token,
     )

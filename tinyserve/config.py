@@ -114,7 +114,6 @@ class EngineConfig:
     block_size: int = 32  # tokens in one block of the KV cache
     kv_cache_bytes: int | None = None  # None: a share of the free memory, see engine/kv_cache.py
     max_num_requests: int = 64  # running at once
-    max_waiting: int = 1024  # requests beyond those; one more is refused
     max_batch_tokens: int | None = None  # of one step; None: by device, see engine/engine.py
     max_slowdown: float = 2.0  # of a decode step by prompts beside it; above 1, infinity: no limit. See engine/pace.py
     prefix_cache: bool = True  # requests that begin alike share keys and values
@@ -126,7 +125,6 @@ class EngineConfig:
         _check(self.dtype in get_args(DtypeName), "dtype", self.dtype, ", ".join(get_args(DtypeName)))
         _check(self.block_size in (8, 16, 32, 64, 128), "block_size", self.block_size, "8, 16, 32, 64 or 128")
         _in_range("max_num_requests", self.max_num_requests, 1, 4096)
-        _in_range("max_waiting", self.max_waiting, 0, 1 << 20)
         _check(self.max_slowdown > 1.0, "max_slowdown", self.max_slowdown, "above 1")
         if self.max_batch_tokens is not None:
             _in_range("max_batch_tokens", self.max_batch_tokens, 16, 1 << 20)

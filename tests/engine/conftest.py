@@ -34,16 +34,22 @@ def tokenizer(smollm2: Path) -> Tokenizer:
 def make_engine(tiny_folder: Path, tiny_model: LlamaModel, tokenizer: Tokenizer) -> Callable[..., Engine]:
     """An engine on the tiny model, with `num_blocks` blocks of KV cache and the given settings."""
 
-    def make(num_blocks: int = 64, block_size: int = 8, max_batch_tokens: int = 512, **settings: Any) -> Engine:
+    def make(
+        num_blocks: int = 64,
+        block_size: int = 8,
+        max_batch_tokens: int = 512,
+        model: LlamaModel = tiny_model,
+        **settings: Any,
+    ) -> Engine:
         config = EngineConfig(
             tiny_folder,
             precision="W16A16",
             dtype="float32",
             block_size=block_size,
-            kv_cache_bytes=max(1 << 16, num_blocks * kv_cache.block_bytes(tiny_model, block_size)),
+            kv_cache_bytes=max(1 << 16, num_blocks * kv_cache.block_bytes(model, block_size)),
             max_batch_tokens=max_batch_tokens,
             **{"max_num_requests": 16, **settings},
         )
-        return Engine(config, tiny_model, tokenizer)
+        return Engine(config, model, tokenizer)
 
     return make

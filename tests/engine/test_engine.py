@@ -14,6 +14,7 @@ from tinyserve.engine.bias import TokenBias
 from tinyserve.engine.draw import SamplingError
 from tinyserve.engine.engine import Engine
 from tinyserve.engine.generator import RequestError
+from tinyserve.engine.scheduler import Step
 
 MakeEngine = Callable[..., Engine]
 GREEDY = SamplingParams(max_new_tokens=20, temperature=0.0, ignore_eos=True)
@@ -218,6 +219,58 @@ def test_a_step_that_fails_ends_what_was_running_and_the_engine_goes_on(
     results = run(engine, PROMPTS[:4], GREEDY)
     assert [result.finish_reason for result in results] == ["error", "error", "length", "length"]
     assert tokens_of(results[2:]) == expected[2:4]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["python", "cuda", "cpu"],
+)
+def test_out_of_memory_makes_steps_smaller_and_ends_no_request(
+    make_engine: MakeEngine, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    engine = make_engine()
+    original, sizes = engine._runner.run, []
+
+    def run_within(step: Step) -> Any:
+        sizes.append(step.num_tokens)
+        if step.num_tokens > 30:
+            raise error
+        return original(step)
+
+    monkeypatch.setattr(engine._runner, "run", run_within)
+    assert tokens_of(run(engine, PROMPTS, GREEDY)) == expected
+    assert max(sizes) > 30
+
+
+def test_a_request_that_does_not_fit_even_alone_ends_alone(
+    make_engine: MakeEngine, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    original = engine._runner.run
+
+    def run_without(step: Step) -> Any:
+        if any(chunk.request.token_ids[0] == PROMPTS[1][0] for chunk in step.chunks):
+            raise MemoryError
+        return original(step)
+
+    monkeypatch.setattr(engine._runner, "run", run_without)
+    results = run(engine, [PROMPTS[1]], GREEDY)
+    assert results[0].finish_reason == "error"
+    assert tokens_of(run(engine, [PROMPTS[0]], GREEDY)) == expected[:1]
+
+
+def test_a_lower_priority_number_ends_first(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_num_requests=1)
+    ids = [engine.add(engine.prepare([5, 6, priority + 9], GREEDY, priority)) for priority in (2, 0, -1, 1)]
+    ended = []
+    while engine.has_work:
+        ended += [output.request_id for output in engine.step() if output.chunk.finish_reason]
+    assert ended == [ids[2], ids[1], ids[3], ids[0]]
 
 
 def test_a_seed_gives_the_same_text_whatever_runs_beside_it(make_engine: MakeEngine) -> None:

@@ -85,11 +85,11 @@ async def test_leaving_at_the_moment_of_admission_gives_the_permit_on() -> None:
     assert admission.queue_length == 0
 
 
-async def test_one_too_many_waiting_is_refused() -> None:
-    admission = Admission(1, 1, lambda: None)
+async def test_one_too_many_is_refused() -> None:
+    admission = Admission(1, 2, lambda: None)
     holders = [Holder(admission) for _ in range(2)]
     await settle()
-    with pytest.raises(RequestError, match="1 requests run and 1 wait, at most 1 may wait") as caught:
+    with pytest.raises(RequestError, match="2 requests are open, at most 2 may be") as caught:
         async with admission.permit():
             pass
     assert caught.value.code == 42903

@@ -53,6 +53,16 @@ def test_the_fast_encoder_writes_what_json_dumps_would() -> None:
     assert fast == wire.encode({"text": "päß a\0b", "error_code": 0, "usage": usage, "finish_reason": "stop"})
 
 
+def test_prompt_tokens_from_the_cache_are_told_as_openai_does() -> None:
+    record = json.loads(wire.RecordEncoder().encode("a", 30, 4, None, cached_tokens=16)[:-1])
+    assert record["usage"] == {
+        "prompt_tokens": 30,
+        "completion_tokens": 4,
+        "total_tokens": 34,
+        "prompt_tokens_details": {"cached_tokens": 16},
+    }
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
 def test_decoder_does_not_care_where_the_network_cuts(size: int) -> None:
     records = [{"text": text, "error_code": 0} for text in TEXTS]

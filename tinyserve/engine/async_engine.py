@@ -112,9 +112,7 @@ class AsyncEngine:
             raise RuntimeError(self._failure)
         return self._engine.stats()
 
-    async def generate(
-        self, prompt: str, params: SamplingParams, priority: int = 0
-    ) -> AsyncGenerator[Chunk, None]:
+    async def generate(self, prompt: str, params: SamplingParams, priority: int = 0) -> AsyncGenerator[Chunk, None]:
         """See Generator.generate.
 
         Raises:

@@ -14,17 +14,17 @@ from tinyserve.serve.wire import ErrorCode
 class Admission:
     """A counted permit. It is given back however its holder ends, and one who leaves while waiting leaves no trace."""
 
-    def __init__(self, limit: int, max_waiting: int, on_change: Callable[[], None]) -> None:
+    def __init__(self, limit: int, max_open: int, on_change: Callable[[], None]) -> None:
         """
         Args:
             limit: requests served at once.
-            max_waiting: requests that may wait for a permit; one more is refused.
+            max_open: requests in service and waiting together; one more is refused.
             on_change: called after each change of the queue length; must not block.
         """
         if limit < 1:
             raise ValueError(f"--limit-model-concurrency must be at least 1, got {limit}")
         self.limit = limit
-        self.max_waiting = max_waiting
+        self.max_open = max_open
         self._permits = asyncio.Semaphore(limit)
         self._held = 0
         self._waiting = 0
@@ -40,13 +40,11 @@ class Admission:
         """Waits for a permit and holds it.
 
         Raises:
-            RequestError: 42903 when too many wait already.
+            RequestError: 42903 when too many are open already.
         """
-        if self._waiting >= self.max_waiting:
-            raise RequestError(
-                ErrorCode.OVERLOADED,
-                f"overloaded: {self._held} requests run and {self._waiting} wait, at most {self.max_waiting} may wait",
-            )
+        if self.queue_length >= self.max_open:
+            message = f"overloaded: {self.queue_length} requests are open, at most {self.max_open} may be"
+            raise RequestError(ErrorCode.OVERLOADED, message)
         self._waiting += 1
         self._on_change()
         try:

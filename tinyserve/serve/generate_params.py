@@ -2,7 +2,8 @@
 
 Fields of all three lineages are understood: LLaVA's (`prompt`, `temperature`, `top_p`, `max_new_tokens`, `stop`,
 `images`), FastChat's (`echo`, `stop_token_ids`, `top_k`, penalties) and our own (`messages`, `stream_format`, `seed`,
-`min_p`, `ignore_eos`). A null counts as not given and unknown fields are ignored, as upstream does. It knows no engine.
+`min_p`, `ignore_eos`, `priority`). A null counts as not given and unknown fields are ignored, as upstream does. It
+knows no engine.
 """
 
 import math
@@ -15,6 +16,7 @@ from tinyserve.engine.generator import RequestError
 from tinyserve.serve.wire import ErrorCode
 
 MAX_MESSAGES = 1000
+MAX_PRIORITY = 1000
 ROLES = ("system", "user", "assistant")
 
 
@@ -25,6 +27,7 @@ class GenerateParams:
     prompt: str | None
     messages: tuple[dict[str, str], ...] | None  # a conversation, for which the worker applies the model's template
     sampling: SamplingParams
+    priority: int = 0  # the lower, the sooner
     model: str | None = None
     echo: bool = True  # cumulative text starts with the prompt
     cumulative: bool = True  # False ("stream_format": "delta"): a record holds its new text alone
@@ -52,6 +55,7 @@ def parse(body: Mapping[str, Any]) -> GenerateParams:
         prompt=prompt,
         messages=messages,
         sampling=_sampling(body),
+        priority=_priority(body),
         model=_text(body, "model"),
         echo=_flag(body, "echo", True) and messages is None,
         cumulative=stream_format == "cumulative",
@@ -78,6 +82,15 @@ def _sampling(body: Mapping[str, Any]) -> SamplingParams:
         return SamplingParams(**{name: value for name, value in given.items() if value is not None})
     except ValueError as error:
         raise RequestError(ErrorCode.OUT_OF_RANGE, str(error)) from error
+
+
+def _priority(body: Mapping[str, Any]) -> int:
+    priority = _whole(body, "priority") or 0
+    if abs(priority) > MAX_PRIORITY:
+        raise RequestError(
+            ErrorCode.OUT_OF_RANGE, f"priority must be between {-MAX_PRIORITY} and {MAX_PRIORITY}, got {priority}"
+        )
+    return priority
 
 
 def _refuse_images(body: Mapping[str, Any]) -> None:

@@ -142,7 +142,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--worker-port", type=int, default=21002, help="(21002)")
     flags.add_argument("--dispatch-method", choices=("lottery", "shortest_queue"), default="shortest_queue")
     model_worker.add_model_flags(flags, model_path=False)
-    flags.add_argument("--limit-model-concurrency", type=int, metavar="N", help="requests in service at once (64)")
+    flags.add_argument("--limit-model-concurrency", type=int, metavar="N", help="requests in service at once (all)")
     return flags
 
 

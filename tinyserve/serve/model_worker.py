@@ -15,7 +15,7 @@ from tinyserve.config import DtypeName, EngineConfig, Precision
 from tinyserve.serve import http_server
 from tinyserve.serve.address import check_worker_address
 from tinyserve.serve.served_model import default_precision, load_generator, refuse_unsupported
-from tinyserve.serve.worker import ModelWorker
+from tinyserve.serve.worker import MAX_WAITING, ModelWorker
 from tinyserve.serve.worker_app import MAX_BODY_BYTES, STALL_S, create_app
 
 __all__ = ["ModelWorker", "create_app", "main"]
@@ -34,7 +34,10 @@ def parser() -> argparse.ArgumentParser:
     add_address_flags(flags)
     add_model_flags(flags)
     serving = flags.add_argument_group("serving")
-    serving.add_argument("--limit-model-concurrency", type=int, metavar="N", help="requests in service at once (64)")
+    serving.add_argument("--limit-model-concurrency", type=int, metavar="N", help="requests in service at once (all)")
+    serving.add_argument(
+        "--max-waiting", type=int, default=MAX_WAITING, metavar="N", help="requests beyond those that run (1024)"
+    )
     serving.add_argument("--stream-interval", type=int, default=1, metavar="N", help="tokens between two records (1)")
     serving.add_argument("--speed", type=float, default=1.0, help="relative to other workers of the model (1)")
     serving.add_argument("--shutdown-timeout", type=int, default=30, help="seconds that open streams get at the end")
@@ -70,7 +73,17 @@ def add_model_flags(flags: argparse.ArgumentParser, model_path: bool = True) -> 
     group.add_argument("--device", default="auto", help="auto, cpu or cuda")
     group.add_argument("--max-context", type=int, metavar="TOKENS", help="default: the model's")
     group.add_argument("--kv-cache-bytes", type=int, metavar="BYTES", help="default: a share of the free memory")
+    group.add_argument("--block-size", type=int, default=EngineConfig.block_size, help="tokens in a block of it (32)")
+    group.add_argument("--no-prefix-cache", action="store_true", help="requests that begin alike share nothing")
     group.add_argument("--max-num-requests", type=int, default=EngineConfig.max_num_requests, help="in one batch (64)")
+    group.add_argument("--max-batch-tokens", type=int, metavar="TOKENS", help="of one step; default: by device")
+    group.add_argument(
+        "--max-slowdown",
+        type=float,
+        default=EngineConfig.max_slowdown,
+        metavar="FACTOR",
+        help="of running streams while a prompt is computed beside them; inf: no limit (2)",
+    )
     group.add_argument("--model-base", help="not supported yet: merge adapters into the model first")
     group.add_argument("--load-8bit", action="store_true", help="not supported: quantize with awq.entry")
     group.add_argument("--load-4bit", action="store_true", help="not supported: quantize with awq.entry")
@@ -97,7 +110,11 @@ def run(args: argparse.Namespace) -> None:
             device=args.device,
             max_context=args.max_context,
             kv_cache_bytes=args.kv_cache_bytes,
+            block_size=args.block_size,
+            prefix_cache=not args.no_prefix_cache,
             max_num_requests=args.max_num_requests,
+            max_batch_tokens=args.max_batch_tokens,
+            max_slowdown=args.max_slowdown,
         )
     )
     http_server.listen(sockets)  # before the worker registers: a request may follow at once
@@ -111,7 +128,8 @@ def run(args: argparse.Namespace) -> None:
         quant_path=args.quant_path,
         precision=precision,
         generator=generator,
-        limit_model_concurrency=args.limit_model_concurrency or args.max_num_requests,
+        limit_model_concurrency=args.limit_model_concurrency,
+        max_open=args.max_num_requests + args.max_waiting,
         stream_interval=args.stream_interval,
         speed=args.speed,
         heartbeat_interval=args.heartbeat_interval,
@@ -139,6 +157,7 @@ def check_flags(args: argparse.Namespace) -> None:
                 raise ValueError(f"{flag} {error}") from error
     least = {
         "--limit-model-concurrency": (args.limit_model_concurrency, 1),
+        "--max-waiting": (args.max_waiting, 0),
         "--stream-interval": (args.stream_interval, 1),
         "--shutdown-timeout": (args.shutdown_timeout, 0),
         "--max-body-bytes": (args.max_body_bytes, 1),

@@ -68,17 +68,29 @@ class RecordEncoder:
         self._cumulative = cumulative
         self._escaped = bytearray(_escape(prefix)) if cumulative else bytearray()
 
-    def encode(self, new_text: str, prompt_tokens: int, completion_tokens: int, finish_reason: str | None) -> bytes:
-        """The record that tells about `new_text`; token counts are totals of the request so far."""
+    def encode(
+        self,
+        new_text: str,
+        prompt_tokens: int,
+        completion_tokens: int,
+        finish_reason: str | None,
+        cached_tokens: int = 0,
+    ) -> bytes:
+        """The record that tells about `new_text`; token counts are totals of the request so far.
+
+        Args:
+            cached_tokens: of the prompt, which were not computed again; OpenAI's place and name for it.
+        """
         text = _escape(new_text)
         if self._cumulative:
             self._escaped += text
             text = bytes(self._escaped)
         reason = b"null" if finish_reason is None else _quote(finish_reason).encode("ascii")
+        details = b', "prompt_tokens_details": {"cached_tokens": %d}' % cached_tokens if cached_tokens else b""
         return (
             b'{"text": "%b", "error_code": 0, "usage": {"prompt_tokens": %d, "completion_tokens": %d, '
-            b'"total_tokens": %d}, "finish_reason": %b}\0'
-            % (text, prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, reason)
+            b'"total_tokens": %d%b}, "finish_reason": %b}\0'
+            % (text, prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, details, reason)
         )
 
 

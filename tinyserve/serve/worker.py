@@ -22,8 +22,7 @@ from tinyserve.serve.worker_heartbeat import Heartbeat
 
 log = logging.getLogger(__name__)
 
-DEFAULT_CONCURRENCY = 64  # of a generator that was handed in; a worker's own engine says itself how many it runs
-MAX_WAITING = 1024  # requests beyond the concurrency limit; one more is told that the worker is overloaded
+MAX_WAITING = 1024  # requests beyond those that run; one more is told that the worker is overloaded
 MAX_CHARACTERS_PER_TOKEN = 32  # on average over a prompt; beyond it, not even runs of blanks fit the context
 
 
@@ -53,6 +52,7 @@ class ModelWorker:
         precision: Precision | None = None,
         generator: Generator | None = None,
         limit_model_concurrency: int | None = None,
+        max_open: int = EngineConfig.max_num_requests + MAX_WAITING,
         stream_interval: int = 1,
         speed: float = 1,
         heartbeat_interval: float = 30.0,
@@ -73,7 +73,8 @@ class ModelWorker:
             quant_path: AWQ checkpoint with the linear layers of `model_path`.
             precision: W4A16 or W16A16; None: W4A16 where the checkpoint or quant_path is quantized.
             generator: produces the text in place of a model loaded here.
-            limit_model_concurrency: requests in service at once; None: as many as the engine runs.
+            limit_model_concurrency: requests that the engine has at once; None: all, so that it chooses who goes first.
+            max_open: requests in service and waiting; one more is told that the worker is overloaded.
             stream_interval: tokens between two records.
             speed: relative to other workers of the model, for the controller's dispatch.
             heartbeat_interval: seconds.
@@ -89,7 +90,6 @@ class ModelWorker:
         if generator is None:
             config = EngineConfig(model_path=model_path, quant_path=quant_path, precision=precision, device=device)
             generator = load_generator(config)
-            limit_model_concurrency = limit_model_concurrency or config.max_num_requests
         names = [model_name] if isinstance(model_name, str) else list(model_name or ())
         self.worker_id = worker_id
         self.controller_addr = controller_addr.rstrip("/")
@@ -104,11 +104,8 @@ class ModelWorker:
             self.controller_addr, self.worker_addr, self.get_status, heartbeat_interval, worker_token
         )
         self._registers = not no_register
-        self.admission = Admission(
-            DEFAULT_CONCURRENCY if limit_model_concurrency is None else limit_model_concurrency,
-            MAX_WAITING,
-            self._queue_changed,
-        )
+        limit = max_open if limit_model_concurrency is None else limit_model_concurrency
+        self.admission = Admission(limit, max_open, self._queue_changed)
         if self._registers:
             self._heartbeat.start()
 
@@ -155,7 +152,7 @@ class ModelWorker:
         prompt = self._prompt(request)
         encoder = RecordEncoder(prompt if request.echo else "", request.cumulative)
         text, num_tokens = "", 0  # since the last record
-        async with aclosing(self.generator.generate(prompt, request.sampling)) as chunks:
+        async with aclosing(self.generator.generate(prompt, request.sampling, request.priority)) as chunks:
             async for chunk in chunks:
                 if chunk.finish_reason in ("error", "abort"):
                     raise GenerationError(chunk.error or "the request was aborted")
@@ -163,7 +160,11 @@ class ModelWorker:
                 num_tokens += len(chunk.token_ids)
                 if chunk.finish_reason is not None or num_tokens >= self.stream_interval:
                     yield encoder.encode(
-                        text, chunk.num_prompt_tokens, chunk.num_completion_tokens, chunk.finish_reason
+                        text,
+                        chunk.num_prompt_tokens,
+                        chunk.num_completion_tokens,
+                        chunk.finish_reason,
+                        chunk.num_cached_tokens,
                     )
                     text, num_tokens = "", 0
 

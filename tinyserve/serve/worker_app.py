@@ -90,6 +90,8 @@ def create_app(worker: ModelWorker, max_body_bytes: int = MAX_BODY_BYTES, stall_
             "free_blocks": stats.free_blocks,
             "total_blocks": stats.total_blocks,
             "generated_tokens": stats.generated_tokens,
+            "cached_tokens": stats.cached_tokens,
+            "preemptions": stats.preemptions,
             "requests": worker.call_count,
         }
         return JSONResponse(report, status_code=200 if stalled is None else 503)
