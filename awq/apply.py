@@ -26,7 +26,7 @@ class Adjustment:
     def __init__(self, results: SearchResults) -> None:
         self._row_divisors: dict[str, list[Tensor]] = {}  # tensor name -> [rows]
         self._column_factors: dict[str, list[Tensor]] = {}  # tensor name -> [K]
-        self._bounds = {f"{clip.layer}.weight": clip.bound for clip in results.clips}  # [N, K/G, 1]
+        self._bounds = {f"{clip.layer}.weight": clip.bound for clip in results.clips}  # [N, K/G, 2]
         for item in results.scales:
             for layer in item.layers:
                 self._column_factors.setdefault(f"{layer}.weight", []).append(item.scales)
@@ -48,9 +48,9 @@ class Adjustment:
 
 
 def clip_weight(weight: Tensor, bound: Tensor) -> None:
-    """Clamps each group of `weight` [N, K] to its own -bound..bound in place; bound is [N, K/G, 1]."""
-    limit = bound.to(weight)
-    weight.view(weight.shape[0], bound.shape[1], -1).clamp_(-limit, limit)
+    """Clamps each group of `weight` [N, K] to its own lowest and highest value [N, K/G, 2] in place."""
+    low, high = bound.to(weight).split(1, -1)
+    weight.view(weight.shape[0], bound.shape[1], -1).clamp_(low, high)
 
 
 class QuantizedModel:

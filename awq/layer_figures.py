@@ -86,7 +86,7 @@ def measure(
         mean_abs: mean |x| of the unscaled inputs [K].
         ratio: what the scales are a power of.
         scales: t [K], by which `weight` was multiplied; None: it was not scaled.
-        bound: largest |w| kept of each group of `weight`, [N, K/G, 1]; None: it is not clipped.
+        bound: lowest and highest weight kept of each group of `weight`, [N, K/G, 2]; None: it is not clipped.
     """
     step = -(-weight.shape[0] // ROWS)
     scaled = weight[::step].float()
@@ -94,11 +94,12 @@ def measure(
     plain = scaled / t
     clipped, clipped_groups, clipped_weights = scaled, 0.0, 0.0
     if bound is not None:
-        limit = bound[::step].to(scaled)
-        groups = scaled.view(*limit.shape[:2], -1)
-        beyond = groups.abs() > limit * (1 + 1e-5)  # a bound that is the largest |w| clips nothing
+        low, high = bound[::step].to(scaled).split(1, -1)
+        groups = scaled.view(*low.shape[:2], -1)
+        # a bound that is the group's own lowest or highest weight clips nothing
+        beyond = (groups > high * (1 + 1e-5)) | (groups < low * (1 + 1e-5))
         clipped_groups, clipped_weights = float(beyond.any(-1).float().mean()), float(beyond.float().mean())
-        clipped = groups.clamp(-limit, limit).view_as(scaled)
+        clipped = groups.clamp(low, high).view_as(scaled)
     gram = gram.to(scaled)
 
     def energy(change: Tensor) -> float:

@@ -139,7 +139,7 @@ def quantize(
         part = groups[rows].float()
         scale, zero = _scale_and_zero(part, config, scale_dtype, name)
         scales[rows], zeros[rows] = scale.squeeze(-1), zero.squeeze(-1)
-        codes[rows] = _round(part, scale, zero, config)
+        codes[rows] = round_groups(part, scale, zero, config)
     return QuantizedTensor(codes.view(n, -1), scales, zeros, config)
 
 
@@ -165,7 +165,7 @@ def fake_quantize(weight: Tensor, config: QuantConfig, name: str = "weight") -> 
     for rows in _row_chunks(groups):
         part = groups[rows].float()
         scale, zero = _scale_and_zero(part, config, weight.dtype, name)
-        result[rows] = _round(part, scale, zero, config).sub_(zero).mul_(scale)
+        result[rows] = round_groups(part, scale, zero, config).sub_(zero).mul_(scale)
     return result.view(weight.shape)
 
 
@@ -181,30 +181,40 @@ def _grouped(weight: Tensor, config: QuantConfig, name: str) -> Tensor:
     return weight.detach().reshape(n, k // group, group)
 
 
-def _scale_and_zero(groups: Tensor, config: QuantConfig, scale_dtype: torch.dtype, name: str) -> tuple[Tensor, Tensor]:
-    """fp32 scales, rounded to scale_dtype, and fp32 integer zeros, both [N, K/G, 1], for fp32 groups [N, K/G, G]."""
-    low, high = (bound.unsqueeze(-1) for bound in torch.aminmax(groups, dim=-1))
-    if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):  # aminmax hands on NaN
-        bad = int((~torch.isfinite(groups)).sum())
-        raise UserError(f"{name} has {bad} NaN or infinite values and cannot be quantized")
+def range_scale_and_zero(
+    low: Tensor, high: Tensor, config: QuantConfig, scale_dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """How a range of weights is spread over the codes: fp32 scales, rounded to scale_dtype, and fp32 integer zeros.
+
+    Args:
+        low, high: fp32, of one shape, which is also the results'; 0 is always inside the range.
+    """
     low, high = low.clamp(max=0), high.clamp(min=0)
     if config.zero_point:
         scale = (high - low).clamp(min=MIN_RANGE) / config.max_code
     else:
         scale = torch.maximum(high, -low).clamp(min=MIN_RANGE) / (config.symmetric_zero - 1)
     scale = scale.to(scale_dtype).float()
+    if config.zero_point:
+        return scale, (low / scale).round_().neg_().clamp_(0, config.max_code)
+    return scale, torch.full_like(scale, config.symmetric_zero)
+
+
+def round_groups(groups: Tensor, scale: Tensor, zero: Tensor, config: QuantConfig) -> Tensor:
+    """fp32 integer codes [..., G] of fp32 groups with scales and zeros [..., 1]; overwrites nothing."""
+    return (groups / scale).round_().add_(zero).clamp_(0, config.max_code)
+
+
+def _scale_and_zero(groups: Tensor, config: QuantConfig, scale_dtype: torch.dtype, name: str) -> tuple[Tensor, Tensor]:
+    """Both [N, K/G, 1], for fp32 groups [N, K/G, G], each spread over its own values."""
+    low, high = (bound.unsqueeze(-1) for bound in torch.aminmax(groups, dim=-1))
+    if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):  # aminmax hands on NaN
+        bad = int((~torch.isfinite(groups)).sum())
+        raise UserError(f"{name} has {bad} NaN or infinite values and cannot be quantized")
+    scale, zero = range_scale_and_zero(low, high, config, scale_dtype)
     if not bool(torch.isfinite(scale).all()):
         raise UserError(f"{name}: values up to {float(groups.abs().max()):.4g} need scales beyond {scale_dtype}")
-    if config.zero_point:
-        zero = (low / scale).round_().neg_().clamp_(0, config.max_code)
-    else:
-        zero = torch.full_like(scale, config.symmetric_zero)
     return scale, zero
-
-
-def _round(groups: Tensor, scale: Tensor, zero: Tensor, config: QuantConfig) -> Tensor:
-    """fp32 integer codes [N, K/G, G]; overwrites nothing."""
-    return (groups / scale).round_().add_(zero).clamp_(0, config.max_code)
 
 
 def _row_chunks(groups: Tensor) -> Iterator[slice]:

@@ -31,7 +31,7 @@ class ScaleItem:
 
 @dataclass(frozen=True)
 class ClipItem:
-    """One clipped Linear: global name and the largest |w| of each group, [N, K/G, 1], in scaled units."""
+    """One clipped Linear: global name, lowest and highest weight of each group, [N, K/G, 2], in scaled units."""
 
     layer: str
     bound: Tensor
@@ -82,7 +82,7 @@ def metadata(model: ModelIdentity, config: QuantConfig) -> dict[str, Any]:
 
 
 def save_results(results: SearchResults, path: Path, model: ModelIdentity, config: QuantConfig) -> None:
-    """Writes llm-awq's format (tuples of names and CPU tensors) with the keys `metadata` and `figures`."""
+    """Writes llm-awq's format (tuples of names and CPU tensors) with the keys `range`, `metadata` and `figures`."""
     save_atomically({**to_plain(results), "metadata": metadata(model, config)}, path)
 
 
@@ -90,7 +90,8 @@ def to_plain(results: SearchResults) -> dict[str, list[Any]]:
     """As tuples, strings, numbers and CPU tensors, which weights_only loading accepts."""
     return {
         "scale": [(item.prev, tuple(item.layers), item.scales.cpu()) for item in results.scales],
-        "clip": [(item.layer, item.bound.cpu()) for item in results.clips],
+        "clip": [(item.layer, item.bound.abs().amax(-1, keepdim=True).cpu()) for item in results.clips],
+        "range": [(item.layer, item.bound.cpu()) for item in results.clips],
         "figures": [item.to_plain() for item in results.figures],
     }
 
@@ -103,9 +104,16 @@ def from_plain(value: Mapping[str, Any]) -> SearchResults:
     """
     return SearchResults(
         [ScaleItem(str(prev), tuple(map(str, layers)), t.float()) for prev, layers, t in value["scale"]],
-        [ClipItem(str(layer), bound.float()) for layer, bound in value["clip"]],
+        _clips(value),
         [LayerFigures.from_plain(item) for item in value.get("figures", [])],
     )
+
+
+def _clips(value: Mapping[str, Any]) -> list[ClipItem]:
+    """From `range` where it is there; llm-awq has only `clip`, the largest |w| of each group, [N, K/G, 1]."""
+    if "range" in value:
+        return [ClipItem(str(layer), bound.float()) for layer, bound in value["range"]]
+    return [ClipItem(str(layer), torch.cat((-bound, bound), -1).float()) for layer, bound in value["clip"]]
 
 
 def load_results(
@@ -188,8 +196,8 @@ def _check_shapes(
     for clip in results.clips:
         n, k = shape_of(clip.layer)
         group = k if config.group_size == -1 else config.group_size
-        if tuple(clip.bound.shape) != (n, k // group, 1):
+        if tuple(clip.bound.shape) != (n, k // group, 2):
             raise UserError(
-                f"{path}: the clips of {clip.layer} have shape {tuple(clip.bound.shape)}; "
-                f"groups of {group} in [{n}, {k}] need {(n, k // group, 1)}"
+                f"{path}: the clips of {clip.layer} are for {tuple(clip.bound.shape[:-1])} groups; "
+                f"groups of {group} in [{n}, {k}] are {(n, k // group)}"
             )

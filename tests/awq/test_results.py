@@ -16,7 +16,8 @@ from awq.results import ClipItem, ScaleItem, SearchResults, load_results, save_r
 CONFIG = QuantConfig(4, 32)
 DOWN = "model.layers.1.mlp.down_proj"
 RESULTS = SearchResults(
-    [ScaleItem("model.layers.1.mlp.up_proj", (DOWN,), torch.rand(128) + 0.5)], [ClipItem(DOWN, torch.rand(64, 4, 1))]
+    [ScaleItem("model.layers.1.mlp.up_proj", (DOWN,), torch.rand(128) + 0.5)],
+    [ClipItem(DOWN, torch.stack((-torch.rand(64, 4), torch.rand(64, 4)), -1))],
 )
 
 
@@ -38,7 +39,9 @@ def test_round_trip_in_the_format_of_llm_awq(folder: Path, tmp_path: Path) -> No
     prev, layers, scales = raw["scale"][0]
     assert (prev, layers) == ("model.layers.1.mlp.up_proj", (DOWN,))
     assert torch.equal(scales, RESULTS.scales[0].scales)
-    assert raw["clip"][0][0] == DOWN
+    layer, bound = raw["clip"][0]
+    assert layer == DOWN
+    assert torch.equal(bound, RESULTS.clips[0].bound.abs().amax(-1, keepdim=True))
     found, warnings = load(path, folder)
     assert torch.equal(found.clips[0].bound, RESULTS.clips[0].bound)
     assert not warnings
@@ -80,7 +83,7 @@ def test_fine_tuned_weights_are_another_model(folder: Path, tmp_path: Path) -> N
             "has no model.layers.9.mlp.up_proj",
         ),
         (("model.layers.1.mlp.up_proj", (DOWN,), 64), None, r"64 scales for .*down_proj, which has 128 input channels"),
-        (None, (DOWN, (64, 2, 1)), r"clips of .*down_proj have shape \(64, 2, 1\); groups of 32 .* need \(64, 4, 1\)"),
+        (None, (DOWN, (64, 2, 1)), r"clips of .*down_proj are for \(64, 2\) groups; groups of 32 .* are \(64, 4\)"),
     ],
 )
 def test_files_of_llm_awq_are_checked_by_name_and_shape(
@@ -89,11 +92,13 @@ def test_files_of_llm_awq_are_checked_by_name_and_shape(
     path = tmp_path / "upstream.pt"
     good: dict[str, list[Any]] = {
         "scale": [(item.prev, item.layers, item.scales.half()) for item in RESULTS.scales],
-        "clip": [(item.layer, item.bound.half()) for item in RESULTS.clips],
+        "clip": [(item.layer, torch.rand(64, 4, 1).half()) for item in RESULTS.clips],
     }
     torch.save(good, path)
     found, warnings = load(path, folder)
     assert len(found.scales) == 1
+    bound = good["clip"][0][1].float()
+    assert torch.equal(found.clips[0].bound, torch.cat((-bound, bound), -1))
     assert "does not say for which model" in warnings[0]
     bad = {**good}
     if scale:

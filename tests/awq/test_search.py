@@ -95,11 +95,11 @@ def test_names_and_shapes_of_what_is_found(method: str, kv_heads: int, tokens: T
     clipped = {clip.layer.rpartition(".")[2]: tuple(clip.bound.shape) for clip in found.clips}
     v_rows = 16 * kv_heads
     assert clipped == {
-        "v_proj": (v_rows, 2, 1),
-        "o_proj": (64, 2, 1),
-        "gate_proj": (128, 2, 1),
-        "up_proj": (128, 2, 1),
-        "down_proj": (64, 4, 1),
+        "v_proj": (v_rows, 2, 2),
+        "o_proj": (64, 2, 2),
+        "gate_proj": (128, 2, 2),
+        "up_proj": (128, 2, 2),
+        "down_proj": (64, 4, 2),
     }
 
 
