@@ -71,7 +71,8 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _in_range("max_new_tokens", self.max_new_tokens, 1, 1 << 20)
-        _in_range("min_tokens", self.min_tokens, 0, self.max_new_tokens)
+        allowed = f"between 0 and max_new_tokens, which is {self.max_new_tokens}"
+        _check(0 <= self.min_tokens <= self.max_new_tokens, "min_tokens", self.min_tokens, allowed)
         _in_range("temperature", self.temperature, 0.0, 100.0)
         _check(0.0 <= self.top_p <= 1.0, "top_p", self.top_p, "between 0 and 1")
         _check(self.top_k in (-1, 0) or 1 <= self.top_k <= 1 << 20, "top_k", self.top_k, "-1 (all) or at least 1")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tinyserve.config import SamplingParams
+from tinyserve.config import Grammar, SamplingParams
 from tinyserve.engine.generator import RequestError
 from tinyserve.serve.generate_params import parse
 
@@ -61,6 +61,31 @@ def test_all_of_our_own_fields() -> None:
     assert not request.cumulative
 
 
+def test_what_openai_s_and_vllm_s_clients_send() -> None:
+    fields = {"n": 3, "best_of": 3, "logprobs": 5, "logit_bias": {"7": -100, "12": 1.5}, "min_tokens": 4}
+    request = parse({"prompt": "p", "use_beam_search": False, "guided_regex": "a+", **fields})
+    assert request.n == 3
+    assert request.sampling == SamplingParams(
+        logprobs=5, logit_bias=((7, -100.0), (12, 1.5)), min_tokens=4, grammar=Grammar("regex", "a+", "guided_regex")
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, None),
+        ({"logprobs": None}, None),
+        ({"logprobs": False}, None),
+        ({"logprobs": 0}, 0),
+        ({"logprobs": 20}, 20),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 4}, 4),
+    ],
+)
+def test_log_probabilities_are_asked_for_as_completions_or_as_chats_do(fields: Any, expected: int | None) -> None:
+    assert parse({"prompt": "p", **fields}).sampling.logprobs == expected
+
+
 def test_a_conversation_in_place_of_a_prompt_is_never_echoed() -> None:
     messages = [{"role": "user", "content": "hi", "name": "ignored"}]
     request = parse({"messages": messages, "echo": True})
@@ -98,6 +123,17 @@ def test_an_empty_stop_string_stops_nothing() -> None:
         ("stop_token_ids", 2, "a list of whole numbers"),
         ("echo", "yes", "true or false"),
         ("ignore_eos", 1, "true or false"),
+        ("n", "2", "a whole number"),
+        ("best_of", 1.5, "a whole number"),
+        ("use_beam_search", "no", "true or false"),
+        ("min_tokens", "4", "a whole number"),
+        ("logprobs", "5", "a whole number"),
+        ("logprobs", 2.5, "a whole number"),
+        ("logit_bias", [5], "an object of token ids and numbers"),
+        ("logit_bias", {"-1": 5}, "an object of token ids and numbers"),
+        ("logit_bias", {"x": 5}, "an object of token ids and numbers"),
+        ("logit_bias", {"5": "high"}, "a number"),
+        ("logit_bias", {"5": None}, "a number"),
         ("stream_format", "sse", "cumulative or delta"),
         ("stream_format", 1, "a string"),
     ],
@@ -107,7 +143,7 @@ def test_a_wrong_type_names_field_value_and_what_is_allowed(field: str, value: A
     assert code == 40001
     assert field in message
     assert allowed in message
-    assert str(value) in message
+    assert str(value) in message or isinstance(value, dict)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +171,18 @@ def test_a_wrong_type_names_field_value_and_what_is_allowed(field: str, value: A
         ("stop", "x" * 5000),
         ("stop", ["x"] * 100),
         ("stop_token_ids", [1] * 1000),
+        ("stop", ["x"] * 5000),
+        ("n", 0),
+        ("n", 17),
+        ("n", 10**400),
+        ("best_of", 2),
+        ("min_tokens", -1),
+        ("min_tokens", 257),
+        ("logprobs", -1),
+        ("logprobs", 21),
+        ("logit_bias", {"5": 101}),
+        ("logit_bias", {"5": float("nan")}),
+        ("logit_bias", {str(token_id): 1 for token_id in range(2000)}),
     ],
 )
 def test_a_value_out_of_range_names_the_field(field: str, value: Any) -> None:
@@ -160,6 +208,11 @@ def test_a_value_out_of_range_names_the_field(field: str, value: Any) -> None:
         ({"messages": [{"role": "user"}]}, r"messages\[0\].content must be a string"),
         ({"prompt": "p", "images": ["aGk="]}, "images: this model reads text only, got 1 images"),
         ({"prompt": "\ud800"}, "prompt is not valid Unicode"),
+        ({"prompt": "p", "use_beam_search": True}, "use_beam_search must be false"),
+        ({"prompt": "p", "top_logprobs": 5}, "top_logprobs needs logprobs true, got None"),
+        ({"prompt": "p", "top_logprobs": 5, "logprobs": 5}, "top_logprobs needs logprobs true, got 5"),
+        ({"prompt": "p", "top_logprobs": 5, "logprobs": False}, "top_logprobs needs logprobs true, got False"),
+        ({"prompt": "p", "guided_regex": "a", "guided_json": {}}, "only one form of output"),
         ({"prompt": "p", "stop": "\udfff"}, "stop is not valid Unicode"),
     ],
 )

@@ -91,3 +91,48 @@ def test_error_record_has_a_code_and_no_zero_code() -> None:
     assert (record["text"], record["error_code"]) == ("too long", 40303)
     with pytest.raises(ValueError, match="other than 0"):
         wire.error_record(wire.ErrorCode.OK, "fine")
+
+
+def test_the_records_of_several_samples_say_whose_they_are() -> None:
+    encoders = [wire.RecordEncoder("p", True, index) for index in range(2)]
+    records = [json.loads(encoder.encode("x", 1, 1, None)[:-1]) for encoder in encoders]
+    assert [(record["index"], record["text"]) for record in records] == [(0, "px"), (1, "px")]
+    assert "index" not in json.loads(wire.RecordEncoder("p").encode("x", 1, 1, None)[:-1])
+
+
+def test_log_probabilities_are_a_member_of_the_record() -> None:
+    record = json.loads(wire.RecordEncoder().encode("x", 1, 1, "stop", logprobs=b'{"tokens": ["x"]}')[:-1])
+    assert record["logprobs"] == {"tokens": ["x"]}
+    assert record["finish_reason"] == "stop"
+
+
+def test_what_is_left_of_one_answer_is_its_last_record() -> None:
+    encoder, last = wire.RecordEncoder(), wire.LastRecords()
+    for count, text in enumerate(TEXTS, start=1):
+        last.add(encoder.encode(text, 7, count, None))
+    assert json.loads(last.joined())["text"] == "".join(TEXTS)
+
+
+def test_what_is_left_of_several_answers_is_a_list_of_each_and_the_newest_totals() -> None:
+    last = wire.LastRecords()
+    encoders = [wire.RecordEncoder("", True, index) for index in range(11)]
+    total = 0
+    for count in (1, 2):
+        for index in reversed(range(11)):
+            total += 1
+            reason = None if count == 1 else "stop"
+            last.add(encoders[index].encode(f"{index} ", 7, total, reason, logprobs=b"[%d]" % index))
+    assert json.loads(last.joined()) == {
+        "text": [f"{index} {index} " for index in range(11)],
+        "error_code": 0,
+        "usage": {"prompt_tokens": 7, "completion_tokens": 22, "total_tokens": 29},
+        "finish_reason": ["stop"] * 11,
+        "logprobs": [[index] for index in range(11)],
+    }
+
+
+def test_an_error_is_all_that_is_left_of_several_answers() -> None:
+    last = wire.LastRecords()
+    last.add(wire.RecordEncoder("", True, 0).encode("x", 1, 1, None))
+    last.add(wire.error_record(50001, "out of luck"))
+    assert json.loads(last.joined()) == {"text": "out of luck", "error_code": 50001, "finish_reason": "error"}

@@ -139,7 +139,7 @@ class Engine:
             message = f"prompt of {len(prompt)} characters cannot fit in the context of {self.context_length} tokens"
             raise RequestError(CONTEXT_OVERFLOW, message)  # megabytes take seconds to tokenize
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        if not token_ids:
+        if not prompt or not token_ids:  # of an empty text, some tokenizers make a beginning-of-sequence token
             raise RequestError(VALIDATION, "prompt is empty")
         for name, ids in (
             ("prompt", token_ids),

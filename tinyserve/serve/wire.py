@@ -5,12 +5,15 @@ control characters, so a zero byte can only be a separator. This module knows no
 """
 
 import json
+import re
 from collections.abc import Mapping
 from enum import IntEnum
 from json.encoder import encode_basestring_ascii as _quote  # the C function behind json.dumps for one string
 from typing import Any
 
 SEPARATOR = b"\0"
+_INDEX = b'"index": %d, '  # always a record's first member
+_INDEX_FOUND = re.compile(rb'\{"index": (\d+), ')
 MAX_RECORD_BYTES = 64 << 20  # of one record a decoder accepts: a peer that never sends a separator must not fill memory
 
 
@@ -59,12 +62,14 @@ class RecordEncoder:
     would otherwise escape the prompt and the whole answer again at every token.
     """
 
-    def __init__(self, prefix: str = "", cumulative: bool = True) -> None:
+    def __init__(self, prefix: str = "", cumulative: bool = True, index: int | None = None) -> None:
         """
         Args:
             prefix: what every cumulative record starts with: the prompt, or nothing.
             cumulative: False sends the new text alone in each record, and the prefix never.
+            index: of the sample that the records belong to, where a stream holds several.
         """
+        self._head = b"" if index is None else _INDEX % index
         self._cumulative = cumulative
         self._escaped = bytearray(_escape(prefix)) if cumulative else bytearray()
 
@@ -75,23 +80,51 @@ class RecordEncoder:
         completion_tokens: int,
         finish_reason: str | None,
         cached_tokens: int = 0,
+        logprobs: bytes | None = None,
     ) -> bytes:
         """The record that tells about `new_text`; token counts are totals of the request so far.
 
         Args:
             cached_tokens: of the prompt, which were not computed again; OpenAI's place and name for it.
+            logprobs: a JSON object, see logprobs_encoder.py.
         """
         text = _escape(new_text)
         if self._cumulative:
             self._escaped += text
             text = bytes(self._escaped)
+        total = prompt_tokens + completion_tokens
+        tail = b"" if logprobs is None else b', "logprobs": ' + logprobs
         reason = b"null" if finish_reason is None else _quote(finish_reason).encode("ascii")
         details = b', "prompt_tokens_details": {"cached_tokens": %d}' % cached_tokens if cached_tokens else b""
         return (
-            b'{"text": "%b", "error_code": 0, "usage": {"prompt_tokens": %d, "completion_tokens": %d, '
-            b'"total_tokens": %d%b}, "finish_reason": %b}\0'
-            % (text, prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, details, reason)
+            b'{%b"text": "%b", "error_code": 0, "usage": {"prompt_tokens": %d, "completion_tokens": %d, '
+            b'"total_tokens": %d%b}, "finish_reason": %b%b}\0'
+            % (self._head, text, prompt_tokens, completion_tokens, total, details, reason, tail)
         )
+
+
+class LastRecords:
+    """What is left of a stream when it is over: its last record, or the last one of each sample."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, bytes] = {}  # index of a sample -> its record
+
+    def add(self, record: bytes) -> None:
+        index = _INDEX_FOUND.match(record)
+        key = 0 if index is None else int(index[1])
+        self._last.pop(key, None)  # so that the newest is always the last one
+        self._last[key] = record
+
+    def joined(self) -> bytes:
+        """One JSON object. Of several samples it holds a list where a record holds text, finish_reason and logprobs."""
+        *_, newest = self._last.values()
+        record = _decode(newest.removesuffix(SEPARATOR))
+        if "index" not in record:  # a sample alone, or the error that has ended them all
+            return newest.removesuffix(SEPARATOR)
+        each = [_decode(self._last[index].removesuffix(SEPARATOR)) for index in sorted(self._last)]
+        del record["index"]
+        lists = {key: [one[key] for one in each] for key in ("text", "finish_reason", "logprobs") if key in record}
+        return json.dumps(record | lists).encode("ascii")
 
 
 def _escape(text: str) -> bytes:

@@ -5,6 +5,7 @@ model_worker.py is its command line. It takes any `Generator`, and knows neither
 """
 
 import asyncio
+import functools
 import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -14,10 +15,12 @@ from typing import Any
 from tinyserve.config import EngineConfig, Precision
 from tinyserve.engine.generator import Generator, RequestError
 from tinyserve.serve.admission import Admission
+from tinyserve.serve.answer import Answer
 from tinyserve.serve.conversation import conversation
 from tinyserve.serve.generate_params import GenerateParams, parse
+from tinyserve.serve.samples import samples
 from tinyserve.serve.served_model import default_precision, load_generator, name_of, refuse_unsupported
-from tinyserve.serve.wire import ErrorCode, RecordEncoder, error_record
+from tinyserve.serve.wire import ErrorCode, error_record
 from tinyserve.serve.worker_heartbeat import Heartbeat
 
 log = logging.getLogger(__name__)
@@ -150,23 +153,14 @@ class ModelWorker:
         """
         request = parse(params)
         prompt = self._prompt(request)
-        encoder = RecordEncoder(prompt if request.echo else "", request.cumulative)
-        text, num_tokens = "", 0  # since the last record
-        async with aclosing(self.generator.generate(prompt, request.sampling, request.priority)) as chunks:
-            async for chunk in chunks:
+        answers = [Answer(request, prompt, index, self.stream_interval) for index in range(request.n)]
+        generate = functools.partial(self.generator.generate, prompt, priority=request.priority)
+        async with aclosing(samples(generate, request.sampling, request.n)) as chunks:
+            async for index, chunk in chunks:
                 if chunk.finish_reason in ("error", "abort"):
                     raise GenerationError(chunk.error or "the request was aborted")
-                text += chunk.text
-                num_tokens += len(chunk.token_ids)
-                if chunk.finish_reason is not None or num_tokens >= self.stream_interval:
-                    yield encoder.encode(
-                        text,
-                        chunk.num_prompt_tokens,
-                        chunk.num_completion_tokens,
-                        chunk.finish_reason,
-                        chunk.num_cached_tokens,
-                    )
-                    text, num_tokens = "", 0
+                if answers[index].add(chunk):
+                    yield answers[index].record(chunk, sum(answer.num_tokens for answer in answers))
 
     async def stream_gate(self, params: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
         """As `stream`, with every failure as a last record that has an error_code."""

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from tinyserve.engine.generator import RequestError
 from tinyserve.serve.body import BadBody, error_body, parse_object, read_body
 from tinyserve.serve.health import ProgressWatch
-from tinyserve.serve.wire import SEPARATOR, ErrorCode, error_record
+from tinyserve.serve.wire import ErrorCode, LastRecords, error_record
 from tinyserve.serve.worker import ModelWorker
 
 MAX_BODY_BYTES = 16 << 20
@@ -51,7 +51,7 @@ def create_app(worker: ModelWorker, max_body_bytes: int = MAX_BODY_BYTES, stall_
     @app.post("/worker_generate")
     async def worker_generate(request: Request) -> Response:
         params = {**await body_of(request), "stream_format": "cumulative"}
-        return LastRecord(worker.serve(params))
+        return WholeAnswer(worker.serve(params))
 
     @app.post("/worker_get_status")
     async def worker_get_status() -> dict[str, Any]:
@@ -147,8 +147,8 @@ class RecordStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-class LastRecord(Response):
-    """The whole answer at once: a stream's last record as a JSON body."""
+class WholeAnswer(Response):
+    """The whole answer at once: what a stream's last records say, as a JSON body."""
 
     def __init__(self, records: AsyncGenerator[bytes, None]) -> None:
         super().__init__()
@@ -156,11 +156,11 @@ class LastRecord(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def answer() -> None:
-            last = b""
+            last = LastRecords()
             async with aclosing(self._records) as records:
                 async for record in records:
-                    last = record
-            await Response(last.removesuffix(SEPARATOR), media_type="application/json")(scope, receive, send)
+                    last.add(record)
+            await Response(last.joined(), media_type="application/json")(scope, receive, send)
 
         await _unless_client_leaves(receive, answer())
 
