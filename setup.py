@@ -207,7 +207,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["tinyserve", "tinyserve.*", "awq", "awq.*"]),
-    package_data={"tinyserve.demo": ["*.txt"]},
+    package_data={"tinyserve.demo": ["*.txt"], "awq": ["report.css"]},
     ext_modules=extensions,
     cmdclass={"build_ext": Build},
     install_requires=[

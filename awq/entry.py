@@ -51,8 +51,9 @@ def run(args: argparse.Namespace) -> None:
         dump_quant(args, config, results_file)
     if config is not None and args.dump_fake:
         dump_fake(args, config, results_file)
-    if args.tasks or args.eval_file:
-        evaluate(args, config, results_file)
+    scores = evaluate(args, config, results_file) if args.tasks or args.eval_file else {}
+    if config is not None and args.report:
+        write_report(args, config, results_file, scores)
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -153,8 +154,32 @@ def evaluate(args: argparse.Namespace, config: QuantConfig | None, results_file:
     scores = quality.measure(args, config, found, real_logits)
     report.show(scores)
     if args.output_path:
-        report.write(args.output_path, scores, vars(args))
+        settings = {name: value for name, value in vars(args).items() if name not in ("command", "argv")}
+        report.write(args.output_path, scores, settings, report.command_line(args.argv))
     return scores
+
+
+def write_report(
+    args: argparse.Namespace, config: QuantConfig, results_file: Path | None, scores: dict[str, Any]
+) -> None:
+    """The page of --report."""
+    from awq import dump, report
+    from awq.model import open_model
+    from awq.progress import say
+
+    model = open_model(args.model_path)
+    found = load_results(results_file, model, config)
+    checkpoint = args.load_quant or args.dump_quant
+    content = report.Report(
+        model=args.model_path.resolve().name,
+        config=config,
+        scores=scores,
+        figures=found.figures if found else [],
+        sizes=report.sizes(model, config, dump.find_dump(checkpoint) if checkpoint else None),
+        command=report.command_line(args.argv),
+        versions=report.versions(),
+    )
+    say(f"report saved: {report.write_page(args.report, content)}")
 
 
 def real_logits(model_path: Path, checkpoint: Path) -> Logits:

@@ -12,14 +12,14 @@ DTYPES = ("auto", "float16", "bfloat16")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The checked command line; its `command` is "convert" or "quantize". Exits with code 2 on a mistake."""
+    """The checked command line: `command` is "convert" or "quantize", `argv` what came. Exits with 2 on a mistake."""
     if argv[:1] == ["convert"]:
         parser = build_convert_parser()
-        args = parser.parse_args(argv[1:], argparse.Namespace(command="convert"))
+        args = parser.parse_args(argv[1:], argparse.Namespace(command="convert", argv=argv))
         _check_format(parser, "--format", args.format, args.output)
         return args
     parser = build_parser()
-    args = parser.parse_args(argv, argparse.Namespace(command="quantize"))
+    args = parser.parse_args(argv, argparse.Namespace(command="quantize", argv=argv))
     check_flags(parser, args)
     return args
 
@@ -94,6 +94,9 @@ def build_parser() -> argparse.ArgumentParser:
     evaluation.add_argument(
         "--output_path", type=Path, metavar="FILE.json", help="where evaluation results are written"
     )
+    evaluation.add_argument(
+        "--report", type=Path, metavar="FOLDER", help="where report.html is written: layers, sizes, quality"
+    )
     return parser
 
 
@@ -162,7 +165,7 @@ def _memory(text: str) -> tuple[int | str, str]:
 def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuses combinations that mean nothing, before anything is loaded; exits with code 2 like argparse itself."""
     wants_evaluation = bool(args.tasks or args.eval_file)
-    steps = (args.run_awq, args.dump_quant, args.dump_fake, wants_evaluation)
+    steps = (args.run_awq, args.dump_quant, args.dump_fake, args.report, wants_evaluation)
     if not any(steps):
         parser.error("nothing to do: give --run_awq, --dump_quant, --dump_fake, --tasks or --eval_file")
     for flag in ("run_awq", "load_awq", "dump_quant", "dump_fake", "load_quant", "q_backend"):
@@ -191,5 +194,9 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser.error("--dump_fake needs --q_backend fake")
     if (args.q_backend == "real" or args.dump_quant) and args.w_bit != 4:
         parser.error(f"--q_backend real stores 4 bits, got --w_bit {args.w_bit}; others work with --q_backend fake")
+    if args.report and args.w_bit is None:
+        parser.error("--report needs --w_bit")
+    if args.report and not (args.run_awq or args.load_awq or wants_evaluation):
+        parser.error("--report needs something to show: --run_awq, --load_awq, --tasks or --eval_file")
     if args.output_path and not wants_evaluation:
         parser.error("--output_path needs --tasks or --eval_file")
