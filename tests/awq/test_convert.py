@@ -1,15 +1,14 @@
 """Conversion between formats: from every format that is read to every one that is written, the same weights."""
 
 import json
-import resource
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from disk_limit import files_of_at_most
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import TinyModel, assert_same, encode_v1, make_tiny_model
 from torch import Tensor
@@ -95,6 +94,18 @@ def test_from_every_format_to_every_format(kind: str, target: str, tmp_path: Pat
         assert torch.equal(converted.tensor(name), tensor)
     if output.is_dir():
         assert (output / "tokenizer.json").read_text() == "the tokenizer.json of the source"
+
+
+def test_shards_of_the_source_are_read_and_the_output_is_one_file(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "16-bit", tied=True)
+    of_folder = (model.folder, model.state, model.quantized, model.config)
+    write_awq_folder(tmp_path / "awq", *of_folder, shard_bytes=9000)
+    write_compressed_tensors_folder(tmp_path / "expected", *of_folder)
+    assert len(list((tmp_path / "awq").glob("*.safetensors"))) > 2
+    convert_checkpoint(tmp_path / "awq", tmp_path / "ct", "compressed-tensors")
+    expected, actual = (load_file(tmp_path / folder / "model.safetensors") for folder in ("expected", "ct"))
+    assert sorted(actual) == sorted(expected)
+    assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -191,17 +202,6 @@ def test_checkpoints_that_do_not_fit(broken: str, message: str, tmp_path: Path) 
     with pytest.raises(ValueError, match=message):
         convert_checkpoint(tmp_path / "awq", tmp_path / "out", "compressed-tensors")
     assert not (tmp_path / "out").exists()
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Writing more fails, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("target", FORMATS)

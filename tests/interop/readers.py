@@ -2,7 +2,8 @@
 
     python readers.py vllm MODEL PROMPTS.json OUT.json TOKENS          vLLM's greedy tokens
     python readers.py transformers MODEL PROMPTS.json OUT.json TOKENS  transformers' greedy tokens
-    python readers.py decompress MODEL OUT.safetensors                 what the compressed-tensors package decodes
+    python readers.py decompress MODEL OUT.safetensors                 what the compressed-tensors package decodes;
+                                                                       packed again it has to be what was stored
 
 PROMPTS.json holds lists of token ids; OUT.json gets the ids that follow each.
 """
@@ -37,6 +38,7 @@ def transformers(model: str, prompts: list[list[int]], tokens: int) -> list[list
 
 
 def decompress(model: str, out: str) -> None:
+    import torch
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationConfig
     from safetensors.torch import load_file, save_file
@@ -50,7 +52,14 @@ def decompress(model: str, out: str) -> None:
         module, _, suffix = name.rpartition(".")
         modules.setdefault(module, {})[suffix] = tensor
     packed = {module: tensors for module, tensors in modules.items() if "weight_packed" in tensors}
-    save_file({name: compressor.decompress(parts, scheme)["weight"] for name, parts in packed.items()}, out)
+    weights = {}
+    for module, stored in packed.items():
+        decoded = compressor.decompress(stored, scheme)
+        again = compressor.compress(decoded, scheme)
+        for suffix, tensor in stored.items():
+            assert torch.equal(again[suffix], tensor), f"{module}.{suffix} packed again is another"
+        weights[module] = decoded["weight"]
+    save_file(weights, out)
 
 
 def main() -> None:
