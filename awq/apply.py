@@ -5,11 +5,13 @@ does not know how scales and clips were found, nor how a checkpoint is stored.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from awq.errors import UserError
+from awq.groups import Fold
 from awq.lazy import Lazy
 from awq.model import ModelFolder
 from awq.quantize import QuantConfig, QuantizedTensor, dequantize, quantize
@@ -23,28 +25,40 @@ class Adjustment:
     leaves the function of the block unchanged: (x / t) @ (W * t)^T = x @ W^T. Clips bound the scaled weights.
     """
 
-    def __init__(self, results: SearchResults) -> None:
-        self._row_divisors: dict[str, list[Tensor]] = {}  # tensor name -> [rows]
+    def __init__(self, results: SearchResults, folds: Mapping[str, Fold]) -> None:
+        """Args: folds, by name of what takes the inverse of a scale; where there is none, its last K rows do."""
+        self._divisors: dict[str, list[tuple[Tensor, Fold]]] = {}  # tensor name -> t [K] and where it goes
         self._column_factors: dict[str, list[Tensor]] = {}  # tensor name -> [K]
         self._bounds = {f"{clip.layer}.weight": clip.bound for clip in results.clips}  # [N, K/G, 2]
         for item in results.scales:
             for layer in item.layers:
                 self._column_factors.setdefault(f"{layer}.weight", []).append(item.scales)
-            for suffix in ("weight", "bias"):
-                self._row_divisors.setdefault(f"{item.prev}.{suffix}", []).append(item.scales)
+            fold = folds.get(item.prev, Fold())
+            self._divisors.setdefault(f"{item.prev}.weight", []).append((item.scales, fold))
+            self._divisors.setdefault(f"{item.prev}.bias", []).append((item.scales, replace(fold, offset=0.0)))
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
         """The adjusted copy of one tensor, in fp32: everything is rounded once, when it is stored."""
         tensor = tensor.to(torch.float32, copy=True)
         for factor in self._column_factors.get(name, []):
             tensor.mul_(factor.to(tensor))
-        for divisor in self._row_divisors.get(name, []):
-            # Only the last rows of a fused projection feed the group; for everything else these are all rows.
-            rows = tensor[-divisor.numel() :]
-            rows.div_(divisor.to(tensor).view(-1, *[1] * (tensor.dim() - 1)))
+        for scales, fold in self._divisors.get(name, []):
+            divisor = row_divisor(scales, fold, len(tensor)).to(tensor).view(-1, *[1] * (tensor.dim() - 1))
+            tensor.add_(fold.offset).div_(divisor).sub_(fold.offset)
         if name in self._bounds:
             clip_weight(tensor, self._bounds[name])
         return tensor
+
+
+def row_divisor(scales: Tensor, fold: Fold, rows: int) -> Tensor:
+    """What each output row of what computes the input is divided by, [rows]; rows that compute something else by 1.
+
+    Args:
+        scales: t [K]; input channels that one row computes have the same.
+    """
+    divisor = torch.ones(rows)
+    divisor[torch.arange(rows - len(scales), rows) if fold.rows is None else fold.rows] = scales.float().cpu()
+    return divisor
 
 
 def clip_weight(weight: Tensor, bound: Tensor) -> None:
@@ -79,7 +93,7 @@ class QuantizedModel:
         """
         self._model = model
         self._config = config
-        self._adjust = Adjustment(results or SearchResults())
+        self._adjust = Adjustment(results or SearchResults(), model.folds())
         self._dtype = dtype
         model.check_group(config)
         linears = model.linears()

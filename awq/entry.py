@@ -15,6 +15,8 @@ from awq.errors import UserError
 from awq.flags import parse
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from awq.evaluate import Logits
     from awq.model import ModelFolder
     from awq.quantize import QuantConfig
@@ -70,10 +72,12 @@ def convert(args: argparse.Namespace) -> None:
 
 def search(args: argparse.Namespace, config: QuantConfig) -> None:
     """Scales and clips, written to --dump_awq."""
+    import torch
+
     from awq import calibration, results
+    from awq.lazy_network import LazyNetwork
     from awq.model import load_tokenizer, open_model
     from awq.model_search import search_model
-    from awq.network import load_network
     from awq.progress import say
     from awq.search import BlockSearch
     from awq.unfinished import UnfinishedSearch
@@ -97,17 +101,32 @@ def search(args: argparse.Namespace, config: QuantConfig) -> None:
         "calibration": calibration.digest(tokens),
     }
     unfinished = UnfinishedSearch(args.dump_awq, settings, say)
-    network = load_network(args.model_path, model.compute_dtype(args.dtype))
     if tokens is None:
         tokens = unfinished.tokens()
     if tokens is None:
-        tokens = calibration.self_written(network, tokenizer, *windows)
+        tokens = calibration.self_written(writer(args, model), tokenizer, *windows)
         unfinished.keep_tokens(tokens)
     say(f"calibration: {tokens.shape[0]} windows of {tokens.shape[1]} tokens")
-    found = search_model(network, BlockSearch(model.architecture, config, args.search), tokens, args.layers, unfinished)
+    if not model.mapping.known:
+        say(f"{model.skeleton.config.model_type} has no mapping: each Linear is clipped on its own, nothing is scaled")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = LazyNetwork(args.model_path, model.skeleton, model.compute_dtype(args.dtype), device)
+    found = search_model(network, BlockSearch(model.mapping, config, args.search), tokens, args.layers, unfinished)
     results.save_results(found, args.dump_awq, identity, config)
     unfinished.remove()
     say(f"AWQ results saved: {args.dump_awq}")
+
+
+def writer(args: argparse.Namespace, model: ModelFolder) -> nn.Module:
+    """The whole model, to write the calibration text."""
+    from awq import network
+    from awq.progress import say
+
+    dtype = model.compute_dtype(args.dtype)
+    network.check_memory(model.skeleton, dtype)
+    if args.layers:
+        say("the whole model is loaded to write the calibration text; with --calib_data FILE only single layers are")
+    return network.place(network.load_network(args.model_path, dtype), None, all_gpus=False, by_size=False)
 
 
 def dump_quant(args: argparse.Namespace, config: QuantConfig, results_file: Path | None) -> None:

@@ -1,88 +1,191 @@
-"""Which Linears of a decoder block share an input, and what computes that input: data, one entry per architecture.
+"""Which Linears of a decoder block share an input, and what computes that input: data, by the text model's model_type.
 
-The search multiplies the weights of a group by a scale per input channel and divides what computes the input by the
-same scale. This module says which tensors those are. It knows no tensors, no model classes and no search.
+Only what a fold leaves unchanged is here. Behind an activation that is not linear in its scale (GELU between the two
+Linears of an MLP) nothing can be folded without changing the model, so such a Linear is a group of its own. It knows
+no tensors, no model classes and no search; what the fields mean stands in groups.py.
 """
 
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 
-from awq.errors import UserError
+from awq.groups import Architecture, Rule
 
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+ATTENTION_NORM = Rule("input_layernorm", QKV, "self_attn")
+VALUES = Rule("self_attn.v_proj", ("self_attn.o_proj",), "self_attn.o_proj", values="alone")
+MLP_NORM = Rule("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj"), "mlp")
+MLP = Rule("mlp.up_proj", ("mlp.down_proj",), "mlp.down_proj")
+QUERIES_AND_KEYS = ("self_attn.q_proj", "self_attn.k_proj")
 
-@dataclass(frozen=True)
-class Group:
-    """Linears of one block that read the same input.
+LLAMA = Architecture((ATTENTION_NORM, VALUES, MLP_NORM, MLP), QUERIES_AND_KEYS)
 
-    Attributes:
-        prev: the norm or Linear that computes the input; it takes the inverse scale.
-        layers: the Linears, which take the scale.
-        inspect: the module whose output error the exact search minimises.
-        through_value: `prev` is the value projection: its output channels are the group's inputs only where every query
-            head has its own value head, so the group is scaled only if both weights have the same shape.
-    """
-
-    prev: str
-    layers: tuple[str, ...]
-    inspect: str
-    through_value: bool = False
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Names relative to a block; `blocks` is the path of the list of blocks, `head` all that follows the blocks."""
-
-    blocks: str
-    groups: tuple[Group, ...]
-    unclipped: tuple[str, ...]  # clipping weights of queries and keys costs more than it gains (AWQ, section 3.2)
-
-    def linears(self) -> tuple[str, ...]:
-        """Every quantized Linear of a block, in order of use."""
-        return tuple(layer for group in self.groups for layer in group.layers)
-
-    def block(self, index: int) -> str:
-        """Global name of one block, e.g. `model.layers.3`."""
-        return f"{self.blocks}.{index}"
-
-    def block_of(self, name: str) -> int | None:
-        """The block that a global tensor or module name lies in; None outside of the blocks."""
-        match = re.match(re.escape(self.blocks) + r"\.(\d+)\.", name)
-        return int(match.group(1)) if match else None
-
-    def is_linear(self, module: str) -> bool:
-        """Whether a global module name is one of the quantized Linears."""
-        index = self.block_of(module)
-        return index is not None and module.removeprefix(self.block(index) + ".") in self.linears()
-
-
-LLAMA = Architecture(
-    blocks="model.layers",
-    groups=(
-        Group("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn"),
-        Group("self_attn.v_proj", ("self_attn.o_proj",), "self_attn.o_proj", through_value=True),
-        Group("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj"), "mlp"),
-        Group("mlp.up_proj", ("mlp.down_proj",), "mlp.down_proj"),
+# Norms that multiply by 1 + weight, and a norm behind attention and MLP too, whose output nothing but the sum reads.
+GEMMA = Architecture(
+    (
+        replace(ATTENTION_NORM, offset=1.0),
+        VALUES,
+        Rule("pre_feedforward_layernorm", MLP_NORM.layers, "mlp", offset=1.0),
+        MLP,
     ),
-    unclipped=("self_attn.q_proj", "self_attn.k_proj"),
+    QUERIES_AND_KEYS,
 )
 
+PHI3 = Architecture(
+    (
+        Rule("input_layernorm", ("self_attn.qkv_proj",), "self_attn"),
+        Rule("self_attn.qkv_proj", ("self_attn.o_proj",), "self_attn.o_proj", values="stacked"),
+        Rule("post_attention_layernorm", ("mlp.gate_up_proj",), "mlp"),
+        Rule("mlp.gate_up_proj", ("mlp.down_proj",), "mlp.down_proj"),
+    ),
+    ("self_attn.qkv_proj",),
+)
+
+# ReLU lets a positive scale through; the 350M model has its norms behind attention and MLP.
+PRE_NORM = (("do_layer_norm_before", (True,)),)
+OPT = Architecture(
+    (
+        Rule("self_attn_layer_norm", QKV, "self_attn", when=PRE_NORM),
+        Rule("self_attn.v_proj", ("self_attn.out_proj",), "self_attn.out_proj", values="alone"),
+        Rule("final_layer_norm", ("fc1",), "fc1", when=PRE_NORM),
+        Rule("fc1", ("fc2",), "fc2", when=(("activation_function", ("relu",)),)),
+    ),
+    QUERIES_AND_KEYS,
+)
+
+# Where the sum takes the norm's output instead of its input, nothing can be folded into the norm.
+PLAIN_SUM = (("apply_residual_connection_post_layernorm", (False, None)),)
+BLOOM = Architecture(
+    (
+        Rule("input_layernorm", ("self_attention.query_key_value",), "self_attention", when=PLAIN_SUM),
+        Rule(
+            "self_attention.query_key_value",
+            ("self_attention.dense",),
+            "self_attention.dense",
+            values="interleaved",
+        ),
+        Rule("post_attention_layernorm", ("mlp.dense_h_to_4h",), "mlp.dense_h_to_4h", when=PLAIN_SUM),
+    ),
+    ("self_attention.query_key_value",),
+)
+
+# 40B has a norm for each of attention and MLP, 7B and 11B one for both, the RW models one after the other.
+FALCON = Architecture(
+    (
+        Rule("ln_attn", ("self_attention.query_key_value",), "self_attention"),
+        Rule("ln_mlp", ("mlp.dense_h_to_4h",), "mlp.dense_h_to_4h"),
+        Rule(
+            "input_layernorm",
+            ("self_attention.query_key_value", "mlp.dense_h_to_4h"),
+            "",
+            when=(("parallel_attn", (True,)), *PLAIN_SUM),
+        ),
+        Rule(
+            "input_layernorm",
+            ("self_attention.query_key_value",),
+            "self_attention",
+            when=(("parallel_attn", (False,)), *PLAIN_SUM),
+        ),
+        Rule("post_attention_layernorm", ("mlp.dense_h_to_4h",), "mlp.dense_h_to_4h", when=PLAIN_SUM),
+        *BLOOM.rules[1:2],
+    ),
+    BLOOM.unclipped,
+)
+
+UNBOUNDED = (("attn_config.clip_qkv", (None,)),)
+MPT = Architecture(
+    (
+        Rule("norm_1", ("attn.Wqkv",), "attn"),
+        # A bound on queries, keys and values would be one on scaled values.
+        Rule(
+            "attn.Wqkv",
+            ("attn.out_proj",),
+            "attn.out_proj",
+            values="stacked",
+            when=(("attn_config.clip_qkv", (None,)),),
+        ),
+        Rule("norm_2", ("ffn.up_proj",), "ffn.up_proj"),
+    ),
+    ("attn.Wqkv",),
+)
+
+BIGCODE = Architecture(
+    (
+        Rule("ln_1", ("attn.c_attn",), "attn"),
+        Rule("attn.c_attn", ("attn.c_proj",), "attn.c_proj", values="interleaved"),
+        Rule("ln_2", ("mlp.c_fc",), "mlp.c_fc"),
+    ),
+    ("attn.c_attn",),
+)
+
+NEOX = Architecture(
+    (
+        Rule("input_layernorm", ("attention.query_key_value",), "attention"),
+        Rule("attention.query_key_value", ("attention.dense",), "attention.dense", values="interleaved"),
+        Rule("post_attention_layernorm", ("mlp.dense_h_to_4h",), "mlp.dense_h_to_4h"),
+    ),
+    ("attention.query_key_value",),
+)
+
+MIXTRAL = Architecture(
+    (
+        ATTENTION_NORM,
+        VALUES,
+        Rule(
+            "post_attention_layernorm",
+            ("block_sparse_moe.experts.*.w1", "block_sparse_moe.experts.*.w3"),
+            "block_sparse_moe",
+            followers=("block_sparse_moe.gate",),
+        ),
+        Rule("block_sparse_moe.experts.*.w3", ("block_sparse_moe.experts.*.w2",), "block_sparse_moe.experts.*.w2"),
+    ),
+    QUERIES_AND_KEYS,
+)
+
+# Some layers may have an ordinary MLP; an expert for all tokens stands beside the others in Qwen2.
+QWEN_MOE = Architecture(
+    (
+        ATTENTION_NORM,
+        VALUES,
+        Rule(
+            "post_attention_layernorm",
+            (
+                *MLP_NORM.layers,
+                "mlp.shared_expert.gate_proj",
+                "mlp.shared_expert.up_proj",
+                "mlp.experts.*.gate_proj",
+                "mlp.experts.*.up_proj",
+            ),
+            "mlp",
+            followers=("mlp.gate", "mlp.shared_expert_gate"),
+        ),
+        MLP,
+        Rule("mlp.shared_expert.up_proj", ("mlp.shared_expert.down_proj",), "mlp.shared_expert.down_proj"),
+        Rule("mlp.experts.*.up_proj", ("mlp.experts.*.down_proj",), "mlp.experts.*.down_proj"),
+    ),
+    QUERIES_AND_KEYS,
+)
+
+# A vision-language model has the entry of its language model.
 ARCHITECTURES: dict[str, Architecture] = {
-    "LlamaForCausalLM": LLAMA,
-    "MistralForCausalLM": LLAMA,
-    "Qwen2ForCausalLM": LLAMA,
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen2_vl_text": LLAMA,
+    "qwen2_5_vl_text": LLAMA,
+    "qwen3": LLAMA,
+    "qwen3_vl_text": LLAMA,
+    "gemma2": GEMMA,
+    "gemma3_text": GEMMA,
+    "phi3": PHI3,
+    "opt": OPT,
+    "bloom": BLOOM,
+    "falcon": FALCON,
+    "mpt": MPT,
+    "gpt_bigcode": BIGCODE,
+    "gpt_neox": NEOX,
+    "mixtral": MIXTRAL,
+    "qwen2_moe": QWEN_MOE,
+    "qwen3_moe": QWEN_MOE,
 }
 
-
-def architecture_of(names: Iterable[str]) -> Architecture:
-    """The entry for a configuration's `architectures`.
-
-    Raises:
-        UserError: none of them has an entry.
-    """
-    names = list(names)
-    for name in names:
-        if name in ARCHITECTURES:
-            return ARCHITECTURES[name]
-    came = ", ".join(names) or "none named in config.json"
-    raise UserError(f"unsupported architecture: {came}; supported: {', '.join(sorted(ARCHITECTURES))}")
+# Every Linear on its own: for architectures without an entry.
+GENERIC = Architecture()

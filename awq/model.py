@@ -1,4 +1,4 @@
-"""A 16-bit model folder as the search sees it: its configuration, mapping, tensors and identity.
+"""A 16-bit model folder as the search sees it: its configuration, modules, mapping, tensors and identity.
 
 It checks that there is something to quantize and says which model it is. What is done to the weights is decided
 elsewhere.
@@ -6,41 +6,49 @@ elsewhere.
 
 import hashlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from awq.errors import UserError
 from awq.formats import Checkpoint, open_checkpoint
 from awq.formats.checkpoint import GROUP_SIZES
-from awq.mappings import Architecture, architecture_of
+from awq.groups import Fold, ModelMap, groups_of
+from awq.mappings import ARCHITECTURES, GENERIC
 from awq.network import compute_dtype, named_dtype
 from awq.quantize import QuantConfig
 from awq.results import ModelIdentity
+from awq.skeleton import COMPUTED, Skeleton, build_skeleton
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """An opened checkpoint of 16 (or 32) bits with its mapping."""
+    """An opened checkpoint of 16 (or 32) bits with its modules and its mapping."""
 
     path: Path
     checkpoint: Checkpoint
-    architecture: Architecture
+    skeleton: Skeleton
+    mapping: ModelMap
 
     @property
     def num_layers(self) -> int:
-        return int(self.checkpoint.config["num_hidden_layers"])
+        return len(self.mapping.groups)
 
     def linears(self) -> list[str]:
         """Global names of every Linear that is quantized, in order."""
         return [
-            f"{self.architecture.block(index)}.{layer}"
+            f"{self.mapping.block(index)}.{layer}"
             for index in range(self.num_layers)
-            for layer in self.architecture.linears()
+            for layer in self.mapping.linears(index)
         ]
+
+    def folds(self) -> dict[str, Fold]:
+        """By global name of what takes the inverse of a scale."""
+        return {name: fold for index in range(self.num_layers) for name, fold in self.mapping.folds(index).items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor."""
@@ -48,8 +56,12 @@ class ModelFolder:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor of the blocks."""
-        names = [name for name in self.checkpoint.names() if self.architecture.block_of(name) is not None]
+        names = [name for name in self.checkpoint.names() if self.mapping.block_of(name) is not None]
         return {name: self.shape(name) for name in names}
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor by name, as stored; read when it is asked for."""
+        return ((name, self.checkpoint.tensor(name)) for name in self.checkpoint.names())
 
     def check_group(self, config: QuantConfig) -> None:
         """Refuses a group size that does not divide the input channels of every Linear.
@@ -76,21 +88,20 @@ class ModelFolder:
         return compute_dtype(named_dtype(flag) or (torch.float16 if stored == torch.float32 else stored))
 
     def identity(self) -> ModelIdentity:
-        """What a file of search results is tied to."""
-        config = self.checkpoint.config
+        """What a file of search results is tied to; the widest input stands for the inner size where none is named."""
+        config = self.skeleton.config
+        linears = self.linears()
+        in_first = linears[: len(self.mapping.linears(0))]
         digest = hashlib.sha256()
-        norms = {group.prev for group in self.architecture.groups} - set(self.architecture.linears())
         for index in range(self.num_layers):
-            for norm in sorted(norms):
-                name = f"{self.architecture.block(index)}.{norm}.weight"
-                if self.checkpoint.has(name):
-                    digest.update(self.checkpoint.tensor(name).to(torch.float32).numpy().tobytes())
+            for name in sorted(self.mapping.folds(index).keys() - set(linears)):
+                digest.update(self.checkpoint.tensor(f"{name}.weight").to(torch.float32).numpy().tobytes())
         return ModelIdentity(
-            architecture=", ".join(config.get("architectures") or []),
-            hidden_size=int(config["hidden_size"]),
-            intermediate_size=int(config["intermediate_size"]),
+            architecture=", ".join(self.checkpoint.config["architectures"]),
+            hidden_size=int(config.hidden_size),
+            intermediate_size=max(self.shape(f"{name}.weight")[1] for name in in_first),
             num_layers=self.num_layers,
-            vocab_size=int(config["vocab_size"]),
+            vocab_size=int(config.vocab_size),
             weights=digest.hexdigest()[:16],
         )
 
@@ -99,27 +110,53 @@ def open_model(path: Path) -> ModelFolder:
     """Opens a local model folder.
 
     Raises:
-        UserError: not there, not a model folder, an architecture without mapping, already quantized, or a field of
-            config.json that is missing.
+        UserError: not there, not a model folder, a class that transformers does not have, already quantized, a tensor
+            that is missing, of another shape, or in a block and not known to its class, or no Linear.
     """
     if not path.is_dir():
         raise UserError(f"--model_path {path}: no such folder (a local Hugging Face model folder is needed)")
     if not (path / "config.json").is_file():
         raise UserError(f"--model_path {path}: no config.json in it")
     checkpoint = open_checkpoint(path)
-    architecture = architecture_of(checkpoint.config.get("architectures") or [])
     if checkpoint.quant is not None:
         raise UserError(f"--model_path {path} is already quantized; the 16-bit model is needed here")
-    for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size"):
-        if not isinstance(checkpoint.config.get(name), int):
-            raise UserError(f"{path / 'config.json'}: {name} must be an integer, got {checkpoint.config.get(name)!r}")
-    model = ModelFolder(path, checkpoint, architecture)
-    missing = [name for name in model.linears() if not checkpoint.has(f"{name}.weight")]
-    if missing:
-        raise UserError(
-            f"{path}: {missing[0]}.weight is missing ({len(missing)} of {len(model.linears())} Linears are)"
-        )
+    skeleton = build_skeleton(path, checkpoint.config, checkpoint.names())
+    model = ModelFolder(path, checkpoint, skeleton, model_map(skeleton))
+    _check_tensors(model)
+    if not model.linears():
+        raise UserError(f"{path}: the decoder blocks of {checkpoint.config['architectures'][0]} hold no Linear")
     return model
+
+
+def model_map(skeleton: Skeleton) -> ModelMap:
+    """The groups of every block, by the entry of the text model's model_type; generic where there is none."""
+    architecture = ARCHITECTURES.get(skeleton.config.model_type, GENERIC)
+    linears: list[dict[str, tuple[int, int]]] = [{} for _ in skeleton.blocks]
+    rows: list[dict[str, int]] = [{} for _ in skeleton.blocks]
+    for stored, name in skeleton.parameters.items():
+        before, _, inner = stored.removeprefix(f"{skeleton.stored_blocks}.").partition(".")
+        if not stored.startswith(f"{skeleton.stored_blocks}.") or not inner.endswith(".weight"):
+            continue
+        module = skeleton.network.get_submodule(name.removesuffix(".weight"))
+        rows[int(before)][inner.removesuffix(".weight")] = len(skeleton.network.get_parameter(name))
+        if isinstance(module, nn.Linear):
+            linears[int(before)][inner.removesuffix(".weight")] = (module.out_features, module.in_features)
+    groups = tuple(groups_of(architecture, *block, skeleton.config) for block in zip(linears, rows, strict=True))
+    return ModelMap(skeleton.stored_blocks, groups, architecture.unclipped, known=architecture is not GENERIC)
+
+
+def _check_tensors(model: ModelFolder) -> None:
+    name_of_class = model.checkpoint.config["architectures"][0]
+    state = model.skeleton.network.state_dict(keep_vars=True)
+    for stored, name in model.skeleton.parameters.items():
+        wanted = tuple(state[name].shape)
+        if model.shape(stored) != wanted:
+            raise UserError(
+                f"{model.path}: {stored} has shape {list(model.shape(stored))}; config.json makes it {list(wanted)}"
+            )
+    for stored in model.skeleton.surplus:
+        if model.mapping.block_of(stored) is not None and not COMPUTED.search(stored):
+            raise UserError(f"{model.path}: {stored} is in the checkpoint, but {name_of_class} has no such tensor")
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -143,4 +180,6 @@ def encode(tokenizer: Any, text: str) -> Tensor:
 
 def window_limit(path: Path) -> int:
     """The longest window that the model of a folder can read."""
-    return int(open_checkpoint(path).config.get("max_position_embeddings") or sys.maxsize)
+    config = open_checkpoint(path).config
+    text = config.get("text_config") or config
+    return int(text.get("max_position_embeddings") or sys.maxsize)

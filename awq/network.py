@@ -1,14 +1,16 @@
-"""The transformers model that is searched and evaluated: loading it, and filling it with other weights."""
+"""The whole transformers model with weights, for evaluation and for the calibration text that a model writes itself."""
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
 from awq.errors import UserError
+from awq.formats import open_checkpoint
 from awq.progress import say
+from awq.skeleton import Skeleton, build_skeleton
 
 GPUS_BY_BILLIONS = ((20, 1), (50, 4), (float("inf"), 8))  # parameters below -> GPUs, as llm-awq's --auto_parallel
 
@@ -23,30 +25,49 @@ def named_dtype(flag: str) -> torch.dtype | None:
     return {"auto": None, "float16": torch.float16, "bfloat16": torch.bfloat16}[flag]
 
 
-def load_network(path: Path, dtype: torch.dtype, **options: Any) -> nn.Module:
-    """The model of a local folder in evaluation mode, without running code from the folder.
+def load_network(path: Path, dtype: torch.dtype) -> nn.Module:
+    """The model of a local folder of 16 (or 32) bits in evaluation mode, without running code from the folder.
 
     Raises:
-        UserError: transformers cannot load it.
+        UserError: transformers cannot build it, or tensors are missing.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return model.eval().requires_grad_(False)
+    checkpoint = open_checkpoint(path)
+    skeleton = build_skeleton(path, checkpoint.config, checkpoint.names())
+    return fill(skeleton, ((name, checkpoint.tensor(name)) for name in checkpoint.names()), dtype)
 
 
 @torch.no_grad()
-def fill(network: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Replaces weights by name. A name the network does not have (a buffer that is computed) is passed over."""
-    parameters = dict(network.named_parameters(remove_duplicate=False))
+def fill(skeleton: Skeleton, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> nn.Module:
+    """The skeleton's network with these weights.
+
+    Args:
+        tensors: by name in the checkpoint; those that the network does not have are passed over.
+        dtype: to compute in.
+    """
+    from accelerate.utils import set_module_tensor_to_device
+
+    network = skeleton.network
     for name, tensor in tensors:
-        if name in parameters:
-            parameters[name].copy_(tensor)
+        if name in skeleton.parameters:
+            set_module_tensor_to_device(network, skeleton.parameters[name], "cpu", value=tensor, dtype=dtype)
+    network.tie_weights()  # type: ignore[operator]
+    return network
+
+
+def check_memory(skeleton: Skeleton, dtype: torch.dtype) -> None:
+    """Refuses to load a whole model, for the calibration text that it writes itself, where it does not fit.
+
+    Raises:
+        UserError: says how much is needed, how much is free, and what works with less.
+    """
+    wanted = sum(parameter.numel() for parameter in skeleton.network.parameters()) * dtype.itemsize / 2**30
+    free = psutil.virtual_memory().available / 2**30
+    if wanted > free:
+        raise UserError(
+            f"without --calib_data the whole model is loaded to write its calibration text: {wanted:.1f} GiB in "
+            f"{str(dtype).removeprefix('torch.')}, and {free:.1f} GiB are free. "
+            f"With --calib_data FILE only one layer at a time is in memory"
+        )
 
 
 def place(network: nn.Module, max_memory: dict[int | str, str] | None, all_gpus: bool, by_size: bool) -> nn.Module:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from awq import dump, network, tasks
 from awq.apply import QuantizedModel
-from awq.capture import blocks_of
 from awq.divergence import DivergenceMeter, Reference
 from awq.evaluate import Logits, network_logits, perplexity, split_windows
 from awq.formats import dequantized_state, open_checkpoint
@@ -78,8 +77,8 @@ def score_text(name: str, windows: Tensor, logits: Logits, reference: Reference 
 def read_reference(args: argparse.Namespace, texts: Mapping[str, Tensor]) -> Reference:
     """The 16-bit model, gone through the texts."""
     model = open_model(args.model_path)
-    whole = placed(args, network.load_network(args.model_path, model.compute_dtype(args.dtype)))
-    return Reference(whole, blocks_of(whole, model.architecture), texts)
+    whole = placed(args, network.fill(model.skeleton, model.tensors(), model.compute_dtype(args.dtype)))
+    return Reference(whole, model.skeleton.blocks, texts)
 
 
 def real_checkpoint(
@@ -103,12 +102,12 @@ def fake_network(
 ) -> nn.Module:
     """The transformers model, with the weights that the codes stand for where there is a `config`."""
     model = open_model(args.model_path)
-    result = network.load_network(args.model_path, model.compute_dtype(args.dtype))
+    tensors = model.tensors()
     if checkpoint is not None:
-        network.fill(result, dequantized_state(open_checkpoint(args.model_path, checkpoint)))
+        tensors = dequantized_state(open_checkpoint(args.model_path, checkpoint))
     elif config is not None:
-        network.fill(result, QuantizedModel(model, config, found, network.named_dtype(args.dtype)).weights())
-    return placed(args, result)
+        tensors = QuantizedModel(model, config, found, network.named_dtype(args.dtype)).weights()
+    return placed(args, network.fill(model.skeleton, tensors, model.compute_dtype(args.dtype)))
 
 
 def placed(args: argparse.Namespace, model: nn.Module) -> nn.Module:

@@ -186,8 +186,9 @@ def _check_shapes(
         channels = item.scales.numel()
         if item.scales.dim() != 1 or not bool(((item.scales > 0) & torch.isfinite(item.scales)).all()):
             raise UserError(f"{path}: the scales of {item.prev} are not a vector of positive numbers")
-        if shape_of(item.prev)[0] < channels:
-            raise UserError(f"{path}: {channels} scales for {item.prev}, which has {shape_of(item.prev)[0]} channels")
+        rows = shape_of(item.prev)[0]
+        if rows < channels and channels % rows:  # a value head may serve several query heads
+            raise UserError(f"{path}: {channels} scales for {item.prev}, which has {rows} channels")
         for layer in item.layers:
             if shape_of(layer)[-1] != channels:
                 raise UserError(

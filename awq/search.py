@@ -5,7 +5,7 @@ How a scale or a bound is judged is decided in scale_search.py and clip_search.p
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -15,21 +15,20 @@ from awq.apply import Adjustment
 from awq.capture import BlockInputs, BlockRecord, recording, run_block
 from awq.clip_search import joint_bounds, separate_bounds
 from awq.errors import UserError
+from awq.groups import Group, ModelMap
 from awq.layer_figures import measure
-from awq.mappings import Architecture, Group
 from awq.quantize import QuantConfig
 from awq.results import ClipItem, ScaleItem, SearchResults
 from awq.scale_search import ScaleChoice, best_scale, gram_loss, scaled_error
 
 Method = Literal["fast", "exact"]
-BATCH_TOKENS = 2048  # of one pass through a block
 
 
 @dataclass(frozen=True)
 class BlockSearch:
     """How every block is searched."""
 
-    architecture: Architecture
+    architecture: ModelMap
     config: QuantConfig
     method: Method = "fast"
 
@@ -42,21 +41,23 @@ class BlockSearch:
         """
         name = self.architecture.block(index)
         _check_finite(block, name)
-        with recording(block, self.architecture.groups, keep_inputs=self.method == "exact") as record:
+        with recording(block, self.architecture.groups[index], self.method == "exact", name) as record:
             outputs = self.pass_through(block, index, inputs)
-        scales = {
-            group: self._scale(block, group, record, name)
-            for group in self.architecture.groups
-            if not (group.through_value and not _same_shape(block, group))
-        }
+        # Experts that no token was sent to are rounded to nearest.
+        groups = [group for group in self.architecture.groups[index] if record.statistics[group].num_tokens]
+        scales = {group: self._scale(block, group, record, name) for group in groups if group.prev}
         items = [
-            ScaleItem(f"{name}.{group.prev}", tuple(f"{name}.{layer}" for layer in group.layers), choice.scales.cpu())
+            ScaleItem(
+                f"{name}.{group.prev}",
+                tuple(f"{name}.{layer}" for layer in group.layers + group.followers),
+                choice.scales.cpu(),
+            )
             for group, choice in scales.items()
         ]
-        adjust = Adjustment(SearchResults(items))
+        adjust = Adjustment(SearchResults(items), self.architecture.folds(index))
         find_bounds = joint_bounds if self.method == "fast" else separate_bounds
         clips, figures = [], []
-        for group in self.architecture.groups:
+        for group in groups:
             unscaled = record.statistics[group].mean_gram()
             choice = scales.get(group)
             t = None if choice is None else choice.scales
@@ -78,18 +79,20 @@ class BlockSearch:
 
     def pass_through(self, block: nn.Module, index: int, inputs: BlockInputs) -> BlockInputs:
         """What the next block reads."""
-        batch = max(1, BATCH_TOKENS // inputs.hidden.shape[1])
-        return run_block(block, inputs, batch, self.architecture.block(index))
+        return run_block(block, index, inputs, self.architecture.block(index))
 
     def _scale(self, block: nn.Module, group: Group, record: BlockRecord, name: str) -> ScaleChoice:
         statistics = record.statistics[group]
+        mean_abs = group.shared_mean(statistics.mean_abs())
         try:
             if self.method == "fast":
                 weight = torch.cat([_weight(block, layer).float() for layer in group.layers])
                 gram = statistics.mean_gram()
-                return best_scale(statistics.mean_abs(), lambda t: gram_loss(weight, t, gram, self.config))
-            with output_loss(block, group, record, self.config) as loss:
-                return best_scale(statistics.mean_abs(), loss)
+                choice = best_scale(mean_abs, lambda t: gram_loss(weight, group.spread(t), gram, self.config))
+            else:
+                with output_loss(block, group, record, self.config) as loss:
+                    choice = best_scale(mean_abs, lambda t: loss(group.spread(t)))
+            return replace(choice, scales=group.spread(choice.scales))
         except ValueError as error:
             raise UserError(f"{name}.{group.layers[0]}: {error}") from error
 
@@ -132,10 +135,6 @@ def _output(module: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> 
 
 def _weight(block: nn.Module, layer: str) -> Tensor:
     return block.get_parameter(f"{layer}.weight").data
-
-
-def _same_shape(block: nn.Module, group: Group) -> bool:
-    return _weight(block, group.prev).shape == _weight(block, group.layers[0]).shape
 
 
 def _check_finite(block: nn.Module, name: str) -> None:

@@ -1,62 +1,30 @@
-"""Folding scales must not change a model: this is what catches a wrong mapping."""
+"""What search results do to single tensors; that they leave whole models unchanged is in test_architectures.py."""
 
 from pathlib import Path
 
-import pytest
 import tiny_model
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from awq.apply import Adjustment, QuantizedModel
-from awq.mappings import ARCHITECTURES
+from awq.apply import Adjustment, QuantizedModel, row_divisor
+from awq.groups import Fold
 from awq.model import open_model
 from awq.quantize import QuantConfig, dequantize
 from awq.results import ClipItem, ScaleItem, SearchResults
 
-MODEL_TYPES = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral", "Qwen2ForCausalLM": "qwen2"}
+
+def test_only_the_rows_that_feed_a_group_are_divided() -> None:
+    scales = torch.tensor([2.0, 4.0])
+    assert row_divisor(scales, Fold(), 4).tolist() == [1, 1, 2, 4]  # the last part of a fused projection
+    assert row_divisor(scales, Fold(torch.tensor([0, 2])), 4).tolist() == [2, 1, 4, 1]
+    shared = row_divisor(torch.tensor([2.0, 4.0, 2.0, 4.0]), Fold(torch.tensor([0, 1, 0, 1])), 2)
+    assert shared.tolist() == [2, 4]
 
 
-def test_every_architecture_is_tested() -> None:
-    assert set(MODEL_TYPES) == set(ARCHITECTURES)
-
-
-@pytest.mark.parametrize("kv_heads", [2, 4])
-@pytest.mark.parametrize("architecture", sorted(MODEL_TYPES))
-def test_folding_leaves_the_outputs_unchanged(architecture: str, kv_heads: int, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": 300,
-    }
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(MODEL_TYPES[architecture], **sizes)).eval()
-    for parameter in model.parameters():  # biases start as zeros, norms as ones: random values show more
-        torch.nn.init.normal_(parameter, std=0.2)
-    mapping = ARCHITECTURES[architecture]
-    items = []
-    for index in range(2):
-        block = mapping.block(index)
-        for group in mapping.groups:
-            linears = [model.get_submodule(f"{block}.{layer}") for layer in group.layers]
-            if (
-                group.through_value
-                and model.get_submodule(f"{block}.{group.prev}").weight.shape != linears[0].weight.shape
-            ):
-                continue
-            t = torch.rand(linears[0].in_features) * 4 + 0.1
-            items.append(ScaleItem(f"{block}.{group.prev}", tuple(f"{block}.{layer}" for layer in group.layers), t))
-    assert len(items) == 2 * (4 if kv_heads == 4 else 3)
-    tokens = torch.randint(0, 300, (2, 20))
-    with torch.no_grad():
-        before = model(tokens).logits
-        adjust = Adjustment(SearchResults(items))
-        for name, parameter in model.named_parameters():
-            parameter.copy_(adjust(name, parameter.data))
-        after = model(tokens).logits
-    assert float((after - before).abs().max() / before.abs().max()) < 1e-4
+def test_norms_with_an_offset_are_divided_offset_included() -> None:
+    adjust = Adjustment(SearchResults([ScaleItem("norm", ("q",), torch.tensor([2.0]))]), {"norm": Fold(offset=1.0)})
+    assert adjust("norm.weight", torch.tensor([3.0])).tolist() == [1.0]  # (1 + 3) / 2 - 1
+    assert adjust("norm.bias", torch.tensor([3.0])).tolist() == [1.5]
+    assert adjust("q.weight", torch.tensor([[3.0]])).tolist() == [[6.0]]
 
 
 def test_quantized_model_rounds_folded_and_clipped_weights(tmp_path: Path) -> None:

@@ -221,11 +221,17 @@ def test_mistakes_in_the_model_folder(
 
     model = shutil.copytree(folder, tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"architectures": ["GPT2LMHeadModel"]}))
+    (model / "config.json").write_text(json.dumps(config | {"architectures": ["SecretForCausalLM"]}))
     said = fails(capsys, model, *dump)[1]
-    assert "unsupported architecture: GPT2LMHeadModel; supported: LlamaForCausalLM" in said
+    assert "architectures is SecretForCausalLM; transformers" in said
+    assert "has no such class, and code from the model folder is not run" in said
     (model / "config.json").write_text(json.dumps(config | {"hidden_size": "wide"}))
-    assert "hidden_size must be an integer, got 'wide'" in fails(capsys, model, *dump)[1]
+    assert (
+        "transformers cannot build LlamaForCausalLM: Validation error for field 'hidden_size'"
+        in (fails(capsys, model, *dump)[1])
+    )
+    (model / "config.json").write_text(json.dumps(config | {"intermediate_size": 96}))
+    assert "mlp.down_proj.weight has shape [64, 128]; config.json makes it [64, 96]" in fails(capsys, model, *dump)[1]
     (model / "config.json").write_text(json.dumps(config))
 
     weights = load_file(model / "model.safetensors")
@@ -236,7 +242,13 @@ def test_mistakes_in_the_model_folder(
     assert "model.layers.1.mlp.up_proj.weight holds NaN or infinite values" in fails(capsys, model, *search)[1]
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    assert "model.layers.1.mlp.up_proj.weight is missing (1 of 14" in fails(capsys, model, *dump)[1]
+    assert "model.layers.1.mlp.up_proj.weight is missing (1 of 21 tensors are)" in fails(capsys, model, *dump)[1]
+    weights["model.layers.1.mlp.up_proj.weight"] = torch.zeros(128, 64)
+    surplus = {**weights, "model.layers.1.mlp.up_proj.bias": torch.zeros(128)}
+    save_file(surplus, model / "model.safetensors", metadata={"format": "pt"})
+    said = fails(capsys, model, *dump)[1]
+    assert "up_proj.bias is in the checkpoint, but LlamaForCausalLM has no such tensor" in said
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     with open(model / "model.safetensors", "r+b") as file:
         file.truncate(1000)
     assert "model.safetensors" in fails(capsys, model, *dump)[1]

@@ -7,10 +7,9 @@ import tiny_model
 import torch
 
 from awq.layer_figures import QUANTILES, LayerFigures, measure
-from awq.mappings import LLAMA
+from awq.lazy_network import LazyNetwork
 from awq.model import open_model
 from awq.model_search import search_model
-from awq.network import load_network
 from awq.progress import say
 from awq.quantize import QuantConfig, fake_quantize
 from awq.results import load_results, save_results
@@ -57,11 +56,12 @@ def test_of_a_large_layer_some_rows_are_measured() -> None:
 
 def test_a_search_reports_every_linear_and_files_keep_it(tmp_path: Path) -> None:
     folder = tiny_model.save(tmp_path / "tiny")
-    network = load_network(folder, torch.float32)
+    model = open_model(folder)
+    network = LazyNetwork(folder, model.skeleton, torch.float32)
+    search = BlockSearch(model.mapping, CONFIG)
     tokens = torch.randint(0, 256, (4, 48), generator=torch.Generator().manual_seed(0))
     unfinished = UnfinishedSearch(tmp_path / "r.pt", {}, say)
-    results = search_model(network, BlockSearch(LLAMA, CONFIG), tokens, None, unfinished)
-    model = open_model(folder)
+    results = search_model(network, search, tokens, None, unfinished)
     assert sorted(item.layer for item in results.figures) == sorted(model.linears())
     by_layer = {item.layer: item for item in results.figures}
     q_proj = by_layer["model.layers.1.self_attn.q_proj"]
@@ -72,7 +72,7 @@ def test_a_search_reports_every_linear_and_files_keep_it(tmp_path: Path) -> None
     save_results(results, tmp_path / "r.pt", model.identity(), CONFIG)
     loaded = load_results(tmp_path / "r.pt", model.identity(), CONFIG, model.shapes(), say)
     assert loaded.figures == results.figures
-    again = search_model(network, BlockSearch(LLAMA, CONFIG), tokens, None, unfinished)  # taken from its files
+    again = search_model(network, search, tokens, None, unfinished)  # taken from its files
     assert again.figures == results.figures
 
 
