@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from tinyserve.config import SamplingParams
@@ -119,6 +121,63 @@ def test_rows_with_different_parameters_do_not_influence_each_other() -> None:
             assert alone.logprobs is not None
             assert dict(one.logprobs.top) == pytest.approx(dict(alone.logprobs.top))
             assert len(one.logprobs.top) == params.logprobs
+
+
+def reference(logits: Tensor, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> Tensor:
+    """Probabilities of one row [V] in fp64, written down from the definitions alone."""
+    scores = logits.double()
+    for token in set(prompt) | set(output):
+        scores[token] *= params.repetition_penalty if scores[token] < 0 else 1 / params.repetition_penalty
+    for token, count in Counter(output).items():
+        scores[token] -= params.frequency_penalty * count + params.presence_penalty
+    for token, bias in params.logit_bias:
+        scores[token] += bias
+    order = scores.argsort(descending=True)
+    if params.greedy:
+        return torch.nn.functional.one_hot(order[0], len(scores)).double()
+    weights = (scores / params.temperature).softmax(-1)[order]
+    if params.top_k > 0:
+        weights[params.top_k :] = 0
+    total, mass = float(weights.sum()), 0.0
+    for place in range(len(weights)):
+        if place > 0 and (mass >= params.top_p * total or weights[place] < params.min_p * weights[0]):
+            weights[place] = 0
+        mass += float(weights[place])
+    return torch.zeros_like(weights).scatter(0, order, weights / weights.sum())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.builds(
+        SamplingParams,
+        temperature=st.sampled_from([0.0, 0.3, 1.0, 2.5]),
+        top_k=st.sampled_from([-1, 1, 3, 20]),
+        top_p=st.sampled_from([1.0, 0.9, 0.4]),
+        min_p=st.sampled_from([0.0, 0.05, 0.5]),
+        repetition_penalty=st.sampled_from([1.0, 1.5, 0.7]),
+        presence_penalty=st.sampled_from([0.0, 1.0]),
+        frequency_penalty=st.sampled_from([0.0, -0.5]),
+        logit_bias=st.sampled_from([(), ((1, 2.0), (3, -100.0))]),
+    ),
+    st.lists(st.integers(0, 29), max_size=8),
+    st.lists(st.integers(0, 29), max_size=8),
+    st.integers(0, 100),
+)
+def test_any_combination_draws_what_the_reference_says(
+    params: SamplingParams, prompt: list[int], output: list[int], seed: int
+) -> None:
+    num_draws = 1000
+    logits = torch.randn(30, generator=torch.Generator().manual_seed(seed)) * 3
+    states = [state(params, prompt, draw) for draw in range(num_draws)]
+    for one in states:
+        for token in output:
+            one.add(token)
+    drawn = Counter(tokens_of(logits.expand(num_draws, -1), states))
+    expected = reference(logits, params, prompt, output)
+    for token, share in enumerate(expected.tolist()):
+        assert (share == 0) <= (drawn[token] == 0), token
+        bound = 5 * math.sqrt(share * (1 - share) / num_draws) + 2 / num_draws  # rare tokens are not normal
+        assert abs(drawn[token] / num_draws - share) <= bound, (token, share, drawn[token])
 
 
 def test_a_seed_repeats_and_another_one_differs() -> None:

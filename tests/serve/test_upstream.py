@@ -88,6 +88,18 @@ def test_fastchats_openai_server_on_our_controller_and_worker(service: RealServi
         completion = requests.post(url + "/completions", json=body, timeout=60).json()
         assert "Paris" in completion["choices"][0]["text"]
         assert completion["choices"][0]["finish_reason"] == "length"
+        likely = {**body, "logprobs": 3, "n": 2, "echo": True}
+        completion = requests.post(url + "/completions", json=likely, timeout=60).json()
+        assert [choice["index"] for choice in completion["choices"]] == [0, 1]
+        for choice in completion["choices"]:
+            assert "Paris" in choice["text"]
+            logprobs = choice["logprobs"]
+            assert "The capital of France is" + "".join(logprobs["tokens"]) == choice["text"]
+            assert logprobs["text_offset"][0] == len("The capital of France is")
+            own, tops = logprobs["token_logprobs"], logprobs["top_logprobs"]
+            for token, logprob, top in zip(logprobs["tokens"], own, tops, strict=True):
+                assert len(top) == 3
+                assert top[token] == logprob == max(top.values())  # greedy
         too_long = requests.post(url + "/completions", json={**body, "prompt": "word " * 3000}, timeout=60)
         assert (too_long.status_code, too_long.json()["code"]) == (400, 40303)
 
