@@ -13,7 +13,9 @@ from awq import entry
 from awq.layer_figures import QUANTILES, LayerFigures
 from awq.quantize import QuantConfig
 from awq.report import Report, Scores, Sizes, command_line, write_page
-from awq.report_page import by_kind, megabytes, percent, place, render
+from awq.report_format import megabytes, percent
+from awq.report_layers import by_kind, place
+from awq.report_page import render
 
 BITS = ["--w_bit", "4", "--q_group_size", "32"]
 VOID = {"meta", "line", "polyline", "rect", "circle"}
