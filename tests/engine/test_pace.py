@@ -11,11 +11,11 @@ DECODE_S, TOKEN_S = 0.020, 0.0005
 
 def test_without_any_measurement_or_decode_there_is_no_limit() -> None:
     pace = Pace(2.0)
-    assert pace.max_prefill(4) == math.inf
+    assert pace.max_prefill(4, 1) == math.inf
     pace.observe(4, 0, DECODE_S)
     pace.observe(0, 100, 100 * TOKEN_S)
-    assert pace.max_prefill(0) == math.inf
-    assert pace.max_prefill(4) < math.inf
+    assert pace.max_prefill(0, 1) == math.inf
+    assert pace.max_prefill(4, 1) < math.inf
 
 
 @pytest.mark.parametrize("slowdown", [1.5, 2.0, 3.0])
@@ -24,41 +24,49 @@ def test_a_mixed_step_settles_at_the_slowdown_asked_for(slowdown: float) -> None
     pace.observe(0, 256, 256 * TOKEN_S / 5)  # far too good a start
     pace.observe(4, 0, DECODE_S)
     for _ in range(60):
-        tokens = int(pace.max_prefill(4))
+        tokens = int(pace.max_prefill(4, 1))
         pace.observe(4, tokens, DECODE_S + tokens * TOKEN_S)
-    assert DECODE_S + pace.max_prefill(4) * TOKEN_S == pytest.approx(slowdown * DECODE_S, rel=0.05)
+    assert DECODE_S + pace.max_prefill(4, 1) * TOKEN_S == pytest.approx(slowdown * DECODE_S, rel=0.05)
 
 
 def test_more_decodes_leave_more_room_once_their_steps_are_known() -> None:
     pace = Pace(2.0)
     pace.observe(1, 0, DECODE_S)
     pace.observe(0, 100, 100 * TOKEN_S)
-    assert pace.max_prefill(16) == pace.max_prefill(1) == pytest.approx(40)
+    assert pace.max_prefill(16, 1) == pace.max_prefill(1, 1) == pytest.approx(40)
     pace.observe(16, 0, 3 * DECODE_S)
-    assert pace.max_prefill(16) == pytest.approx(120)
-    assert pace.max_prefill(1) == pytest.approx(40)
+    assert pace.max_prefill(16, 1) == pytest.approx(120)
+    assert pace.max_prefill(1, 1) == pytest.approx(40)
+
+
+def test_each_of_several_waiting_prompts_may_add_a_decode_steps_time() -> None:
+    pace = Pace(2.0)
+    pace.observe(4, 0, DECODE_S)
+    pace.observe(0, 100, 100 * TOKEN_S)
+    assert pace.max_prefill(4, 1) == pytest.approx(40)
+    assert pace.max_prefill(4, 3) == pytest.approx(120)
 
 
 def test_one_step_that_was_held_up_changes_little() -> None:
     pace = Pace(2.0)
     pace.observe(1, 0, DECODE_S)
     pace.observe(0, 100, 100 * TOKEN_S)
-    before = pace.max_prefill(1)
+    before = pace.max_prefill(1, 1)
     pace.observe(1, 0, 100 * DECODE_S)
-    assert pace.max_prefill(1) < 1.3 * before
+    assert pace.max_prefill(1, 1) < 1.3 * before
     pace.observe(1, 40, 10.0)
-    assert pace.max_prefill(1) > 0.7 * before
+    assert pace.max_prefill(1, 1) > 0.7 * before
 
 
 def test_a_prompt_moves_on_however_slow_its_tokens_are() -> None:
     pace = Pace(1.01)
     pace.observe(1, 0, DECODE_S)
     pace.observe(0, 1, 1.0)
-    assert pace.max_prefill(1) == MIN_TOKENS
+    assert pace.max_prefill(1, 1) == MIN_TOKENS
 
 
 def test_infinity_sets_no_limit() -> None:
     pace = Pace(math.inf)
     pace.observe(1, 0, DECODE_S)
     pace.observe(0, 1, TOKEN_S)
-    assert pace.max_prefill(1) == math.inf
+    assert pace.max_prefill(1, 1) == math.inf

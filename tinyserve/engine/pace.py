@@ -1,8 +1,9 @@
 """How many prompt tokens may run beside decodes, from what steps have cost so far.
 
 Every running stream waits for the step it is in, so a step that also prefills may take at most `max_slowdown` times a
-step that only decodes. What both cost differs by a factor of a thousand between machines and models, so it is measured
-all the time. It knows numbers of tokens and seconds; the clock is the caller's.
+step that only decodes. Where several prompts wait, each adds a decode step's time: small steps would keep all of
+them waiting, and the batch of decodes small. What both cost differs by a factor of a thousand between machines and
+models, so it is measured all the time. It knows numbers of tokens and seconds; the clock is the caller's.
 """
 
 import math
@@ -36,12 +37,16 @@ class Pace:
             # what is left may be noise, even below nothing
             self._token_s = _smoothed(self._token_s, max(seconds - decode_s, 0.01 * seconds) / num_prefill)
 
-    def max_prefill(self, num_decodes: int) -> float:
-        """Prompt tokens that a step with `num_decodes` requests may take; infinity where nothing is known yet."""
+    def max_prefill(self, num_decodes: int, num_prompts: int) -> float:
+        """Prompt tokens that a step may take beside `num_decodes` requests, when the prompts of `num_prompts` wait.
+
+        Returns:
+            Infinity where nothing is known yet.
+        """
         decode_s = self._decode_seconds(num_decodes)
         if num_decodes == 0 or decode_s is None or self._token_s is None:
             return math.inf
-        return max(MIN_TOKENS, self._extra * decode_s / self._token_s)
+        return max(MIN_TOKENS, (self._extra + max(0, num_prompts - 1)) * decode_s / self._token_s)
 
     def _decode_seconds(self, num_decodes: int) -> float | None:
         """Of a step with about so many decodes, or else the nearest smaller one: that is too cautious, not too bold."""

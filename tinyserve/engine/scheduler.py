@@ -75,7 +75,9 @@ class Scheduler:
     def next_step(self) -> Step | None:
         """Plans a step and gives its requests the blocks they need; None when there is nothing to do."""
         decodes = self._decode()
-        budget = min(self._batch_tokens - len(decodes), self._pace.max_prefill(len(decodes)))
+        num_prompts = len(self._running) - len(decodes)
+        num_prompts += min(len(self._waiting), self._max_num_requests - len(self._running))
+        budget = min(self._batch_tokens - len(decodes), self._pace.max_prefill(len(decodes), num_prompts))
         chunks = (*decodes, *self._prefill(int(budget), decodes))
         return Step(chunks, len(decodes)) if chunks else None
 
