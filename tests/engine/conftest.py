@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import tiny_llama
+from grammars import VOCAB
+from tiny_model import save_tokenizer
 
 from tinyserve.config import EngineConfig
 from tinyserve.engine import kv_cache
 from tinyserve.engine.engine import Engine
+from tinyserve.engine.structured_output import GrammarCompiler
 from tinyserve.engine.tokenizer import Tokenizer
 from tinyserve.models.llama import LlamaModel
 from tinyserve.models.loader import load_model
@@ -53,3 +56,22 @@ def make_engine(tiny_folder: Path, tiny_model: LlamaModel, tokenizer: Tokenizer)
         return Engine(config, model, tokenizer)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def bytes_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("bytes")
+    save_tokenizer(folder)
+    return Tokenizer(folder)
+
+
+@pytest.fixture(scope="session")
+def letters(bytes_tokenizer: Tokenizer) -> GrammarCompiler:
+    """For a vocabulary of single bytes."""
+    return GrammarCompiler(bytes_tokenizer, VOCAB)
+
+
+@pytest.fixture(scope="session")
+def words(tokenizer: Tokenizer) -> GrammarCompiler:
+    """For a real vocabulary."""
+    return GrammarCompiler(tokenizer, 49152)

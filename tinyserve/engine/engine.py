@@ -17,16 +17,18 @@ from torch import Tensor
 from tinyserve.config import EngineConfig, SamplingParams
 from tinyserve.engine import kv_cache, sampler
 from tinyserve.engine.block_manager import BlockManager
+from tinyserve.engine.constraint import Constraint
 from tinyserve.engine.detokenizer import Detokenizer
 from tinyserve.engine.draw import SamplingError
 from tinyserve.engine.generator import CONTEXT_OVERFLOW, OUT_OF_RANGE, VALIDATION, EngineStats, RequestError
 from tinyserve.engine.logprobs import Logprobs
+from tinyserve.engine.masks import MaskThread
 from tinyserve.engine.model_runner import ModelRunner
 from tinyserve.engine.pace import Pace
 from tinyserve.engine.request import Chunk, FinishReason, Request, TokenLogprobs
 from tinyserve.engine.sampler import Sampled, SamplingState
 from tinyserve.engine.scheduler import Scheduler, Step
-from tinyserve.engine.structured_output import Constraint, GrammarCompiler, GrammarError, MaskThread
+from tinyserve.engine.structured_output import GrammarCompiler, GrammarError
 from tinyserve.engine.tokenizer import Tokenizer
 from tinyserve.models.llama import LlamaModel
 from tinyserve.models.loader import load_model

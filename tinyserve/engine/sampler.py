@@ -1,9 +1,9 @@
 """Chooses the next token of each request from its row of logits.
 
-First the logits of the rows that ask for it are changed: penalties.py, bias.py and structured_output.py, in this order,
-so that a grammar has the last word. Then tokens are drawn (draw.py), and log probabilities looked up (logprobs.py).
-Rows that need nothing pay nothing. Every request draws from its own random generator, one number per token, so its
-tokens do not depend on what runs beside it. It knows no text and no stopping.
+First the logits of the rows that ask for it are changed: penalties.py, bias.py and masks.py, in this order, so that a
+grammar has the last word. Then tokens are drawn (draw.py), and log probabilities looked up (logprobs.py). Rows that
+need nothing pay nothing. Every request draws from its own random generator, one number per token, so its tokens do not
+depend on what runs beside it. It knows no text and no stopping.
 """
 
 import random
@@ -15,10 +15,11 @@ from torch import Tensor
 
 from tinyserve.config import SamplingParams
 from tinyserve.engine.bias import TokenBias, add_bias
+from tinyserve.engine.constraint import Constraint, Mask
 from tinyserve.engine.draw import SamplingError, choose, take
 from tinyserve.engine.logprobs import Logprobs, logprobs_of
+from tinyserve.engine.masks import forbid
 from tinyserve.engine.penalties import SeenTokens, has_penalties, penalise
-from tinyserve.engine.structured_output import Constraint, Mask, forbid
 
 
 @dataclass(frozen=True)
