@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tinyserve.config import EngineConfig, SamplingParams
+from tinyserve.config import EngineConfig, Grammar, SamplingParams
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,14 @@ from tinyserve.config import EngineConfig, SamplingParams
         ({"temperature": math.nan}, "temperature must be between 0.0 and 100.0, got nan"),
         ({"temperature": math.inf}, "temperature"),
         ({"top_p": 1.5}, "top_p must be between 0 and 1, got 1.5"),
+        ({"top_p": "0.5"}, "top_p must be between 0 and 1, got '0.5'"),
+        ({"temperature": True}, "temperature must be between 0.0 and 100.0, got True"),
+        ({"top_k": 1.5}, "top_k must be a whole number, got 1.5"),
+        ({"max_new_tokens": "8"}, "max_new_tokens must be"),
+        ({"min_tokens": 300}, "min_tokens must be between 0 and max_new_tokens, which is 256, got 300"),
+        ({"logprobs": 21}, "logprobs must be between 0 and 20, got 21"),
+        ({"logit_bias": ((5, 101.0),)}, r"logit_bias.5. must be between -100.0 and 100.0, got 101.0"),
+        ({"logit_bias": ((5, 1.0),) * 1025}, "logit_bias must be at most 1024 token ids, got '1025 token ids'"),
         ({"top_p": math.nan}, "top_p"),
         ({"top_k": -2}, "top_k must be -1 .all. or at least 1, got -2"),
         ({"min_p": 1.1}, "min_p"),
@@ -35,6 +43,19 @@ from tinyserve.config import EngineConfig, SamplingParams
 def test_sampling_parameters_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SamplingParams(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("xml", "x"), "kind must be json_schema, regex, grammar, got 'xml'"),
+        (("regex", "", "guided_regex"), "guided_regex must be 1 to 65536 characters, got '0 characters'"),
+        (("regex", "a" * 65537), "grammar must be 1 to 65536 characters, got '65537 characters'"),
+    ],
+)
+def test_a_grammar_that_is_none_is_refused(settings: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Grammar(*settings)
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 0.0}, {"temperature": 9e-4}])

@@ -26,7 +26,12 @@ def _check(ok: bool, name: str, value: object, allowed: str) -> None:
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:
-    _check(math.isfinite(value) and low <= value <= high, name, value, f"between {low} and {high}")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    _check(is_number and math.isfinite(value) and low <= value <= high, name, value, f"between {low} and {high}")
+
+
+def _is_whole(name: str, value: object) -> None:
+    _check(isinstance(value, int) and not isinstance(value, bool), name, value, "a whole number")
 
 
 @dataclass(frozen=True)
@@ -71,10 +76,13 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _in_range("max_new_tokens", self.max_new_tokens, 1, 1 << 20)
+        for name in ("max_new_tokens", "min_tokens", "top_k", "logprobs", "seed"):
+            if (value := getattr(self, name)) is not None:
+                _is_whole(name, value)
         allowed = f"between 0 and max_new_tokens, which is {self.max_new_tokens}"
         _check(0 <= self.min_tokens <= self.max_new_tokens, "min_tokens", self.min_tokens, allowed)
         _in_range("temperature", self.temperature, 0.0, 100.0)
-        _check(0.0 <= self.top_p <= 1.0, "top_p", self.top_p, "between 0 and 1")
+        _in_range("top_p", self.top_p, 0, 1)
         _check(self.top_k in (-1, 0) or 1 <= self.top_k <= 1 << 20, "top_k", self.top_k, "-1 (all) or at least 1")
         _in_range("min_p", self.min_p, 0.0, 1.0)
         _in_range("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
