@@ -109,6 +109,8 @@ def search(args: argparse.Namespace, config: QuantConfig) -> None:
     say(f"calibration: {tokens.shape[0]} windows of {tokens.shape[1]} tokens")
     if not model.mapping.known:
         say(f"{model.skeleton.config.model_type} has no mapping: each Linear is clipped on its own, nothing is scaled")
+    if model.skeleton.surplus:
+        say(f"{len(model.skeleton.surplus)} tensors are not the language model's, such as {model.skeleton.surplus[0]}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = LazyNetwork(args.model_path, model.skeleton, model.compute_dtype(args.dtype), device)
     found = search_model(network, BlockSearch(model.mapping, config, args.search), tokens, args.layers, unfinished)

@@ -186,37 +186,3 @@ def _value_rows(values: Values, rows: int, channels: int, head_dim: int) -> Tens
 
 def _repeats(rows: Tensor) -> bool:
     return len(rows.unique()) < len(rows)
-
-
-@dataclass(frozen=True)
-class ModelMap:
-    """The groups of every block of one model, with the names of its checkpoint.
-
-    Attributes:
-        blocks: the common part of the blocks' names, e.g. `model.layers`.
-        groups: of each block.
-        unclipped: as of Architecture.
-        known: whether the architecture has a mapping of its own.
-    """
-
-    blocks: str
-    groups: tuple[tuple[Group, ...], ...]
-    unclipped: tuple[str, ...]
-    known: bool = True
-
-    def block(self, index: int) -> str:
-        """Global name of one block, e.g. `model.layers.3`."""
-        return f"{self.blocks}.{index}"
-
-    def block_of(self, name: str) -> int | None:
-        """The block that a global tensor or module name lies in; None outside of the blocks."""
-        index = name.removeprefix(f"{self.blocks}.").partition(".")[0]
-        return int(index) if name.startswith(f"{self.blocks}.") and index.isdigit() else None
-
-    def linears(self, index: int) -> tuple[str, ...]:
-        """Every quantized Linear of a block, relative to it."""
-        return tuple(layer for group in self.groups[index] for layer in group.layers)
-
-    def folds(self, index: int) -> dict[str, Fold]:
-        """By global name of what takes the inverse of a scale, in one block."""
-        return {f"{self.block(index)}.{group.prev}": group.fold for group in self.groups[index] if group.prev}

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from awq.errors import UserError
+from awq.experts import is_fused
 from awq.formats import Checkpoint, open_checkpoint
 from awq.formats.checkpoint import GROUP_SIZES
-from awq.groups import Fold, ModelMap, groups_of
-from awq.mappings import ARCHITECTURES, GENERIC
+from awq.groups import Fold
+from awq.model_map import ModelMap, model_map
 from awq.network import compute_dtype, named_dtype
 from awq.quantize import QuantConfig
 from awq.results import ModelIdentity
@@ -128,23 +129,6 @@ def open_model(path: Path) -> ModelFolder:
     return model
 
 
-def model_map(skeleton: Skeleton) -> ModelMap:
-    """The groups of every block, by the entry of the text model's model_type; generic where there is none."""
-    architecture = ARCHITECTURES.get(skeleton.config.model_type, GENERIC)
-    linears: list[dict[str, tuple[int, int]]] = [{} for _ in skeleton.blocks]
-    rows: list[dict[str, int]] = [{} for _ in skeleton.blocks]
-    for stored, name in skeleton.parameters.items():
-        before, _, inner = stored.removeprefix(f"{skeleton.stored_blocks}.").partition(".")
-        if not stored.startswith(f"{skeleton.stored_blocks}.") or not inner.endswith(".weight"):
-            continue
-        module = skeleton.network.get_submodule(name.removesuffix(".weight"))
-        rows[int(before)][inner.removesuffix(".weight")] = len(skeleton.network.get_parameter(name))
-        if isinstance(module, nn.Linear):
-            linears[int(before)][inner.removesuffix(".weight")] = (module.out_features, module.in_features)
-    groups = tuple(groups_of(architecture, *block, skeleton.config) for block in zip(linears, rows, strict=True))
-    return ModelMap(skeleton.stored_blocks, groups, architecture.unclipped, known=architecture is not GENERIC)
-
-
 def _check_tensors(model: ModelFolder) -> None:
     name_of_class = model.checkpoint.config["architectures"][0]
     state = model.skeleton.network.state_dict(keep_vars=True)
@@ -154,6 +138,11 @@ def _check_tensors(model: ModelFolder) -> None:
             raise UserError(
                 f"{model.path}: {stored} has shape {list(model.shape(stored))}; config.json makes it {list(wanted)}"
             )
+    if model.mapping.known and any(is_fused(module) for module in model.skeleton.blocks.modules()):
+        raise UserError(
+            f"{model.path}: the experts of a layer are stored as one tensor, which is not supported; "
+            f"transformers' save_pretrained stores each on its own"
+        )
     for stored in model.skeleton.surplus:
         if model.mapping.block_of(stored) is not None and not COMPUTED.search(stored):
             raise UserError(f"{model.path}: {stored} is in the checkpoint, but {name_of_class} has no such tensor")

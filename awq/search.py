@@ -15,8 +15,9 @@ from awq.apply import Adjustment
 from awq.capture import BlockInputs, BlockRecord, recording, run_block
 from awq.clip_search import joint_bounds, separate_bounds
 from awq.errors import UserError
-from awq.groups import Group, ModelMap
+from awq.groups import Group
 from awq.layer_figures import measure
+from awq.model_map import ModelMap
 from awq.quantize import QuantConfig
 from awq.results import ClipItem, ScaleItem, SearchResults
 from awq.scale_search import ScaleChoice, best_scale, gram_loss, scaled_error

@@ -138,7 +138,7 @@ def _find_blocks(path: Path, network: Any) -> tuple[str, nn.ModuleList]:
     embedding = network.get_input_embeddings()
     parent = next(name for name, module in network.named_modules() if embedding in module.children())
     lists = {
-        f"{parent}.{name}": module
+        f"{parent}.{name}".lstrip("."): module
         for name, module in network.get_submodule(parent).named_children()
         if isinstance(module, nn.ModuleList)
     }

@@ -84,3 +84,15 @@ def test_search_fake_evaluation_and_dump(name: str, tmp_path: Path, capsys: pyte
         assert torch.equal(dequantize(written.quantized(module)), dequantize(expected.quantized[module])), module
     for tensor in written.names():
         torch.testing.assert_close(written.tensor(tensor), expected.state[tensor])
+
+
+def test_kernels_that_tinyserve_does_not_have_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, text = tmp_path / "model", tmp_path / "text.txt"
+    tiny_architectures.save("bloom", folder)
+    text.write_text(tiny_model.TEXT)
+    flags = ["--model_path", str(folder), "--w_bit", "4", "--q_group_size", "32", "--q_backend", "real"]
+    with pytest.raises(SystemExit):
+        entry.main([*flags, "--eval_file", str(text), "--eval_seqlen", "32"])
+    message = capsys.readouterr().err
+    assert "--q_backend real: " in message
+    assert "got BloomForCausalLM; --q_backend fake evaluates it with transformers" in message
