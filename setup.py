@@ -28,7 +28,7 @@ VERSION = "0.1.0"
 ALL_CUDA_ARCHS = "80 86 89 90a 120"  # the last one as PTX too, for GPUs still to come
 
 X86_ISAS = {  # name -> floats per vector, flags; csrc/cpu/dispatch.cpp asks the processor for the same features
-    "avx512": (16, "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512"),
+    "avx512": (16, "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mprefer-vector-width=512"),
     "avx2": (8, "-mavx2 -mfma -mf16c"),
 }
 PORTABLE = {"portable": (16, "")}

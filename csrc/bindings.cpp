@@ -10,6 +10,7 @@
   m.def("w4a16_pack(Tensor codes, Tensor scales, Tensor zeros) -> (Tensor, Tensor)");                        \
   m.def("w4a16_gemv(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n) -> Tensor");              \
   m.def("w4a16_gemm(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n) -> Tensor");              \
+  m.def("w4a8_linear(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n) -> Tensor");             \
   m.def("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");                                     \
   m.def("rms_norm(Tensor x, Tensor weight, float eps, Tensor(a!)? residual=None) -> Tensor");                \
   m.def("silu_mul(Tensor gate_up) -> Tensor");                                                               \
@@ -41,6 +42,7 @@ STABLE_TORCH_LIBRARY_IMPL(tinyserve, CPU, m) {
   m.impl("w4a16_pack", TORCH_BOX(&tinyserve::w4a16_pack));
   m.impl("w4a16_gemv", TORCH_BOX(&tinyserve::w4a16_gemv));
   m.impl("w4a16_gemm", TORCH_BOX(&tinyserve::w4a16_gemm));
+  m.impl("w4a8_linear", TORCH_BOX(&tinyserve::w4a8_linear));
   m.impl("linear", TORCH_BOX(&tinyserve::linear));
   m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm));
   m.impl("silu_mul", TORCH_BOX(&tinyserve::silu_mul));

@@ -36,6 +36,13 @@ def w4a16_linear(x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor, bias: 
     return linear(x, dequantize(codes, scales, zeros), bias)
 
 
+def int8_rows(x: Tensor, group: int) -> Tensor:
+    """x [M, K] rounded to 127 steps of the largest |x| of each group of a row."""
+    groups = x.double().view(x.shape[0], -1, group)
+    scale = groups.abs().amax(-1, keepdim=True) / 127
+    return torch.where(scale > 0, (groups / scale).round() * scale, 0).view(x.shape)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [T, C], weight [C] -> [T, C]."""
     rows = x.double()

@@ -54,6 +54,17 @@ def w4a16_gemv(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None,
     return w4a16_gemm(x, qweight, qparams, bias, n)
 
 
+def w4a8_linear(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int) -> Tensor:
+    """As w4a16_gemm, with x rounded to int8 in groups of 64 (of 32 where the weight's groups ask for it)."""
+    _check_rows("x", x, 2 * qweight.shape[1])
+    group_size = x.shape[1] // qparams.shape[1]
+    groups = x.float().view(x.shape[0], -1, 64 if group_size % 64 == 0 else 32)
+    scale = groups.abs().amax(-1, keepdim=True) / 127
+    inverse = torch.where(scale > 0, 1 / scale, 0)
+    rounded = ((groups * inverse).round() * scale).view(x.shape)
+    return w4a16_gemm(rounded, qweight, qparams, bias, n).to(x.dtype)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [M, K] times weight [N, K] transposed, plus bias [N] -> [M, N]; one dtype for all."""
     _check_rows("x", x, weight.shape[1])

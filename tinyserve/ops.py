@@ -72,6 +72,16 @@ def w4a16_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) ->
     return multiply(x, weight, bias)
 
 
+def w4a8_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+    """x [M, K] rounded to int8 in groups of 64 (or 32) of a row, times the packed weight transposed, plus bias [N].
+
+    Returns:
+        [M, N]. Inside a group all is integer arithmetic, several times faster on a CPU than w4a16_linear.
+    """
+    result: Tensor = _kernel("w4a8_linear", x.device.type)(x, weight.qweight, weight.qparams, bias, weight.n)
+    return result
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [M, K] times weight [N, K] transposed, plus bias [N], all of one dtype -> [M, N]; sums in fp32."""
     result: Tensor = _kernel("linear", x.device.type)(x, weight, bias)
@@ -203,6 +213,10 @@ def _register_fakes() -> None:
         return x.new_empty(x.shape[0], n)
 
     @fake("tinyserve::w4a16_gemm")
+    def _(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int) -> Tensor:
+        return x.new_empty(x.shape[0], n)
+
+    @fake("tinyserve::w4a8_linear")
     def _(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int) -> Tensor:
         return x.new_empty(x.shape[0], n)
 

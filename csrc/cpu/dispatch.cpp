@@ -34,7 +34,7 @@ const Choice* choices(int& count) {
 #if defined(__x86_64__)
       {&avx512::table, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                           __builtin_cpu_supports("fma")},
+                           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma")},
       {&avx2::table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
 #endif
       {&portable::table, true},

@@ -24,7 +24,8 @@ struct PackedColumns {
   int within;             // column in the tile
   bool half_scales;
 
-  static PackedColumns at(const W4A16Args& a, int64_t column) {
+  template <typename Args>  // W4A16Args or W4A8Args
+  static PackedColumns at(const Args& a, int64_t column) {
     const int64_t tile = column / kPackColumns;
     const int within = int(column % kPackColumns);
     return {.words = a.qweight + tile * a.k / kPackFactor * kPackColumns + within,

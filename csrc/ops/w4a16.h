@@ -1,4 +1,4 @@
-// w4a16.h — what w4a16_gemv and w4a16_gemm check and allocate alike.
+// w4a16.h — what w4a16_gemv, w4a16_gemm and w4a8_linear check and allocate alike.
 #pragma once
 
 #include "tensors.h"
@@ -12,7 +12,7 @@ struct W4A16Call {
 };
 
 inline W4A16Call prepare_w4a16(const Tensor& x, const Tensor& qweight, const Tensor& qparams,
-                               const OptionalTensor& bias, int64_t n) {
+                               const OptionalTensor& bias, int64_t n, bool needs_floats = true) {
   check_dim(x, "x", 2, "[M, K]");
   check_dim(qweight, "qweight", 3, "[N/32, K/8, 32]");
   check_dim(qparams, "qparams", 3, "[N/32, K/G, 96 or 160]");
@@ -30,7 +30,7 @@ inline W4A16Call prepare_w4a16(const Tensor& x, const Tensor& qweight, const Ten
   if (bias) check_tensor(*bias, "bias", {n}, x.scalar_type(), x);
 
   W4A16Call call{.y = torch::stable::new_empty(x, {m, n}), .scratch = std::nullopt, .args = {}};
-  if (dtype != Dtype::kFloat) call.scratch = torch::stable::new_empty(x, {m, k}, ScalarType::Float);
+  if (needs_floats && dtype != Dtype::kFloat) call.scratch = torch::stable::new_empty(x, {m, k}, ScalarType::Float);
   call.args = {
       .x = x.data_ptr(),
       .scratch = call.scratch ? static_cast<float*>(call.scratch->data_ptr()) : nullptr,

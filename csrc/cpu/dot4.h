@@ -1,0 +1,27 @@
+// dot4.h — sums of four products of bytes per 32-bit lane: what the int8 kernels are made of.
+#pragma once
+
+#include "vec.h"
+
+namespace tinyserve::cpu::TINYSERVE_ISA {
+
+// sums + for every lane: the 4 codes (bytes, 0..15) times the 4 signed bytes of `x`, all lanes with the same x.
+inline IntVec dot4(IntVec sums, UintVec codes, int32_t x) {
+#if defined(__AVX512VNNI__)
+  return (IntVec)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)codes, _mm512_set1_epi32(x));
+#elif defined(__AVX512BW__)
+  // 2 * 15 * 127 fits in 16 bits: nothing saturates
+  const __m512i pairs = _mm512_maddubs_epi16((__m512i)codes, _mm512_set1_epi32(x));
+  return sums + (IntVec)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+#elif defined(__AVX2__)
+  const __m256i pairs = _mm256_maddubs_epi16((__m256i)codes, _mm256_set1_epi32(x));
+  return sums + (IntVec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#else
+  for (int shift = 0; shift < 32; shift += 8) {
+    sums += (IntVec)((codes >> shift) & 0xFF) * int32_t(int8_t(uint32_t(x) >> shift));
+  }
+  return sums;
+#endif
+}
+
+}  // namespace tinyserve::cpu::TINYSERVE_ISA

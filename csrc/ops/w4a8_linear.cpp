@@ -1,0 +1,34 @@
+// w4a8_linear.cpp — scratch for the rounded activations; the checks are in w4a16.h, the arithmetic in cpu/.
+#include "w4a16.h"
+
+namespace tinyserve {
+
+Tensor w4a8_linear(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias,
+                   int64_t n) {
+  const W4A16Call call = prepare_w4a16(x, qweight, qparams, bias, n, /*needs_floats=*/false);
+  const W4A16Args& exact = call.args;
+  const int64_t x_group = exact.group_size % kInt8Group == 0 ? kInt8Group : 32;
+  Tensor codes = torch::stable::new_empty(x, {exact.m, exact.k}, ScalarType::Char);
+  Tensor params = torch::stable::new_empty(x, {exact.m, exact.k / x_group, 2}, ScalarType::Float);
+  const W4A8Args args{
+      .x = exact.x,
+      .codes = static_cast<int8_t*>(codes.data_ptr()),
+      .params = static_cast<float*>(params.data_ptr()),
+      .qweight = exact.qweight,
+      .qparams = exact.qparams,
+      .bias = exact.bias,
+      .y = exact.y,
+      .m = exact.m,
+      .n = exact.n,
+      .k = exact.k,
+      .group_size = exact.group_size,
+      .x_group = x_group,
+      .half_scales = exact.half_scales,
+      .dtype = exact.dtype,
+  };
+  const DeviceGuard guard(x.get_device());
+  if (args.m > 0 && n > 0) backend::w4a8_linear(args, current_stream(x));
+  return call.y;
+}
+
+}  // namespace tinyserve
