@@ -1,6 +1,6 @@
 """Prefill and decode tokens per second of one model, beside what the machine's memory and arithmetic allow.
 
-    python -m benchmarks.bench_decode MODEL [--precision W16A16] [--dtype float32] [--batches 1 4 16] [--prompt 512]
+    python -m benchmarks.bench_decode MODEL [--precision W16A16] [--cpu-compute exact] [--batches 1 4 16] [--prompt 512]
 
 The engine runs alone, without HTTP, on random prompts. The limits are measured first, on the same threads: a decode
 step has to read every weight once and the keys and values of every request, so its limit is bytes over read
@@ -115,6 +115,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("model", type=Path, help="model folder")
     parser.add_argument("--quant-path", type=Path)
     parser.add_argument("--precision", choices=["W4A16", "W16A16"], default="W4A16")
+    parser.add_argument("--cpu-compute", choices=["int8", "exact"], default="int8")
     parser.add_argument("--dtype", choices=["auto", "float16", "bfloat16", "float32"], default="auto")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--prompt", type=int, default=512, help="tokens of each prompt")
@@ -153,10 +154,18 @@ def main() -> None:
         arguments.quant_path,
         arguments.precision,
         arguments.dtype,
+        cpu_compute=arguments.cpu_compute,
         max_num_requests=max(arguments.batches),
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(config.model_path, config.quant_path, config.precision, config.dtype, device)
+    model = load_model(
+        config.model_path,
+        config.quant_path,
+        config.precision,
+        config.dtype,
+        device,
+        cpu_compute=config.cpu_compute,
+    )
     engine = Engine(config, model, Tokenizer(config.model_path))
     limits = measure_limits()
     settings = {k: v.name if isinstance(v, Path) else str(v) for k, v in vars(arguments).items()}

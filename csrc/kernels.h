@@ -48,14 +48,14 @@ struct W4A16Args {
   Dtype dtype;
 };
 
-// As W4A16Args, but x is rounded to int8 in groups of kInt8Group (where that divides G, else of 32), with a scale of its
-// largest |x| over 127, so that products and sums inside a group are integers.
+// As W4A16Args, but x is rounded to int8 in groups of kInt8Group (where that divides G, else of 32), with a scale of
+// its largest |x| over 127, so that products and sums inside a group are integers.
 constexpr int64_t kInt8Group = 64;
 
 struct W4A8Args {
-  const void* x;   // [M, K] dtype
-  int8_t* codes;   // scratch [M, K]; of 8 consecutive k first the even ones, then the odd ones, as qweight's bytes ask
-  float* params;   // scratch [M, K/A, 2]: a group's scale, and its sum of codes times that
+  const void* x;  // [M, K] dtype
+  int8_t* codes;  // scratch [M, K]; of 8 consecutive k first the even ones, then the odd ones, as qweight's bytes ask
+  float* params;  // scratch [M, K/A, 2]: a group's scale, and its sum of codes times that
   const uint32_t* qweight;  // packed, see above
   const uint8_t* qparams;
   const void* bias;  // [N] dtype, or null

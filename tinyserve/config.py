@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 Precision = Literal["W4A16", "W16A16"]
+CpuCompute = Literal["int8", "exact"]
 DtypeName = Literal["auto", "float16", "bfloat16", "float32"]
 GrammarKind = Literal["json_schema", "regex", "grammar"]  # the last one in Lark or GBNF
 
@@ -120,6 +121,7 @@ class EngineConfig:
     precision: Precision = "W4A16"
     dtype: DtypeName = "auto"  # of activations and KV cache; auto: the checkpoint's
     device: str = "auto"  # auto: cuda where there is one, else cpu
+    cpu_compute: CpuCompute = "int8"  # of 4-bit weights: activations rounded to int8 in groups, or as they are
     block_size: int = 32  # tokens in one block of the KV cache
     kv_cache_bytes: int | None = None  # None: a share of the free memory, see engine/kv_cache.py
     max_num_requests: int = 64  # running at once
@@ -132,6 +134,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _check(self.precision in get_args(Precision), "precision", self.precision, "W4A16 or W16A16")
         _check(self.dtype in get_args(DtypeName), "dtype", self.dtype, ", ".join(get_args(DtypeName)))
+        _check(self.cpu_compute in get_args(CpuCompute), "cpu_compute", self.cpu_compute, "int8 or exact")
         _check(self.block_size in (8, 16, 32, 64, 128), "block_size", self.block_size, "8, 16, 32, 64 or 128")
         _in_range("max_num_requests", self.max_num_requests, 1, 4096)
         _check(self.max_slowdown > 1.0, "max_slowdown", self.max_slowdown, "above 1")

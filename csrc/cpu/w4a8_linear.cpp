@@ -11,7 +11,7 @@
 namespace tinyserve::cpu::TINYSERVE_ISA {
 namespace {
 
-constexpr int kVecs = kPackColumns / kWidth < 2 ? 1 : 2;  // vectors of columns at once
+constexpr int kVecs = kPackColumns / kWidth < 2 ? 1 : 2;               // vectors of columns at once
 constexpr int kRows = kRegisters < 16 ? 2 : kRegisters < 32 ? 4 : 12;  // with kVecs each, the sums that registers hold
 constexpr int64_t kRowBytes = 512 << 10;  // of x in one block of rows: it stays in the second-level cache
 constexpr float kRound = 12582912.0f;     // 1.5 * 2^23: adding it rounds to an integer, which is in the lowest bits

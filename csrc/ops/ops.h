@@ -15,7 +15,8 @@ using OptionalTensor = std::optional<Tensor>;
 std::tuple<Tensor, Tensor> w4a16_pack(const Tensor& codes, const Tensor& scales, const Tensor& zeros);
 Tensor w4a16_gemv(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias, int64_t n);
 Tensor w4a16_gemm(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias, int64_t n);
-Tensor w4a8_linear(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias, int64_t n);
+Tensor w4a8_linear(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias,
+                   int64_t n);
 Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias);
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, const OptionalTensor& residual);
 Tensor silu_mul(const Tensor& gate_up);

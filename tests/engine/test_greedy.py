@@ -67,5 +67,6 @@ def test_4_bit_model_equals_transformers_on_the_dequantized_weights(
     missing = reference.load_state_dict(state, strict=False)
     assert not missing.unexpected_keys
     assert missing.missing_keys in ([], ["lm_head.weight"])  # tied
-    engine = Engine.create(EngineConfig(smollm2_rtn, dtype="float32", kv_cache_bytes=1 << 29))
+    config = EngineConfig(smollm2_rtn, dtype="float32", cpu_compute="exact", kv_cache_bytes=1 << 29)
+    engine = Engine.create(config)
     _check_alone_and_batched(engine, prompts, _transformers_outputs(reference, prompts))

@@ -16,7 +16,10 @@ SHAPES = pytest.mark.parametrize(
 )
 
 
-def check(x: torch.Tensor, quantized: tuple[torch.Tensor, ...], bias: torch.Tensor | None, device: str) -> None:
+Quantized = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def check(x: torch.Tensor, quantized: Quantized, bias: torch.Tensor | None, device: str) -> None:
     """Every element's part in the error is small: that of the dtype, and of a value rounded up here and down there."""
     n, k, group_size = quantized[0].shape[0], x.shape[1], x.shape[1] // quantized[1].shape[1]
     weight = ops.w4a16_pack(*(t.to(device) for t in quantized))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from awq.quantize import QuantConfig, dequantize, quantize
-from tinyserve.layers.linear import Linear, LinearLayer, W4A16Linear
+from tinyserve.layers.linear import Linear, LinearLayer, W4A8Linear, W4A16Linear
 
 N, K = 48, 128
 
@@ -30,3 +30,13 @@ def test_output_and_sizes(kind: str, has_bias: bool, rows: int) -> None:
     assert layer.out_features == N
     assert layer.num_weights == N * K
     assert layer.num_bytes == N * K * 4 if kind == "16-bit" else layer.num_bytes < N * K
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+def test_rounded_activations_give_nearly_the_same(rows: int) -> None:
+    torch.manual_seed(0)
+    quantized = quantize(torch.randn(N, K), QuantConfig(group_size=64))
+    bias, x = torch.randn(N), torch.randn(rows, K)
+    rounded, exact = (kind.from_quantized(quantized, bias)(x) for kind in (W4A8Linear, W4A16Linear))
+    assert not torch.equal(rounded, exact)
+    assert float((rounded - exact).norm() / exact.norm()) < 0.015

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from awq.formats import dequantized_state, open_checkpoint, write_awq_folder
 from awq.quantize import QuantConfig, quantize
-from tinyserve.layers.linear import Linear, W4A16Linear
+from tinyserve.layers.linear import Linear, W4A8Linear, W4A16Linear
 from tinyserve.models.evaluation import logits
 from tinyserve.models.loader import load_model
 
@@ -111,6 +111,15 @@ def test_4_bit_logits_equal_transformers_on_the_dequantized_weights(
     model = load_model(folder, dtype="float32")
     assert isinstance(model.layers[0].attention.qkv, W4A16Linear)
     torch.testing.assert_close(logits(model, texts()), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_cpu_can_round_activations(quantized: Callable[..., Path]) -> None:
+    folder = quantized()
+    exact = logits(load_model(folder, dtype="float32"), texts())
+    model = load_model(folder, dtype="float32", cpu_compute="int8")
+    assert isinstance(model.layers[0].attention.qkv, W4A8Linear)
+    rounded = logits(model, texts())
+    assert 0 < float((rounded - exact).norm() / exact.norm()) < 0.1
 
 
 def test_quant_path_gives_the_weights_and_model_path_the_rest(quantized: Callable[..., Path], tmp_path: Path) -> None:

@@ -95,7 +95,13 @@ class Engine:
         """
         device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         model = load_model(
-            config.model_path, config.quant_path, config.precision, config.dtype, device, config.max_context
+            config.model_path,
+            config.quant_path,
+            config.precision,
+            config.dtype,
+            device,
+            config.max_context,
+            config.cpu_compute,
         )
         engine = cls(config, model, Tokenizer(config.model_path))
         engine._warm_up()

@@ -1,4 +1,4 @@
-"""Linear layers: one interface, whatever the weight's format.
+"""Linear layers: one interface, whatever the weight's format and the precision of the products.
 
 A model definition calls them without knowing which one it holds; models/weights.py decides that from the checkpoint.
 """
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+from typing_extensions import Self
 
 from awq.quantize import QuantizedTensor
 from tinyserve import ops
@@ -64,7 +65,7 @@ class W4A16Linear:
     bias: Tensor | None = None  # [N]
 
     @classmethod
-    def from_quantized(cls, quantized: QuantizedTensor, bias: Tensor | None = None) -> "W4A16Linear":
+    def from_quantized(cls, quantized: QuantizedTensor, bias: Tensor | None = None) -> Self:
         return cls(ops.w4a16_pack(quantized.codes, quantized.scales, quantized.zeros), bias)
 
     @property
@@ -83,3 +84,12 @@ class W4A16Linear:
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, K] -> [T, N]."""
         return ops.w4a16_linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True, eq=False)
+class W4A8Linear(W4A16Linear):
+    """The same packed weight; activations are rounded to int8 in groups: several times faster on a CPU."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [T, K] -> [T, N]."""
+        return ops.w4a8_linear(x, self.weight, self.bias)

@@ -25,12 +25,16 @@ class WeightReader:
         checkpoint: where the tensors are.
         dtype: of activations and of every weight that is not packed.
         device: where everything ends up.
+        linear4: the layer that 4-bit weights become.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, linear4: type[W4A16Linear] = W4A16Linear
+    ) -> None:
         self.dtype = dtype
         self.device = device
         self._checkpoint = checkpoint
+        self._linear4 = linear4
 
     def progress(self, num_layers: int) -> Iterator[int]:
         """The layers' indices, with a bar on a terminal."""
@@ -63,7 +67,7 @@ class WeightReader:
         }
         if len(quantized) == len(rows) and len({parts.config for parts in quantized.values()}) == 1:
             fused = _concatenate(list(quantized.values()))
-            return W4A16Linear.from_quantized(fused, bias)
+            return self._linear4.from_quantized(fused, bias)
         if quantized:
             _log.warning("%s are quantized differently: this layer runs in %s", " and ".join(rows), self.dtype)
         weights = [

@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 from typing import get_args
 
-from tinyserve.config import DtypeName, EngineConfig, Precision
+from tinyserve.config import CpuCompute, DtypeName, EngineConfig, Precision
 from tinyserve.serve import http_server
 from tinyserve.serve.address import check_worker_address
 from tinyserve.serve.served_model import default_precision, load_generator, refuse_unsupported
@@ -71,6 +71,12 @@ def add_model_flags(flags: argparse.ArgumentParser, model_path: bool = True) -> 
     group.add_argument("--precision", choices=get_args(Precision), help="default: what the checkpoint holds")
     group.add_argument("--dtype", choices=get_args(DtypeName), default="auto", help="of activations and KV cache")
     group.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    group.add_argument(
+        "--cpu-compute",
+        choices=get_args(CpuCompute),
+        default=EngineConfig.cpu_compute,
+        help="4-bit weights on a CPU by activations rounded to int8 (default), or exact: slower",
+    )
     group.add_argument("--max-context", type=int, metavar="TOKENS", help="default: the model's")
     group.add_argument("--kv-cache-bytes", type=int, metavar="BYTES", help="default: a share of the free memory")
     group.add_argument("--block-size", type=int, default=EngineConfig.block_size, help="tokens in a block of it (32)")
@@ -108,6 +114,7 @@ def run(args: argparse.Namespace) -> None:
             precision=precision,
             dtype=args.dtype,
             device=args.device,
+            cpu_compute=args.cpu_compute,
             max_context=args.max_context,
             kv_cache_bytes=args.kv_cache_bytes,
             block_size=args.block_size,
