@@ -20,7 +20,7 @@ from torch import Tensor
 from awq.errors import UserError
 from awq.formats.safetensors_folder import INDEX_FILE, WEIGHTS_FILE
 
-SHARD_BYTES = 2_000_000_000  # one shard is in memory at a time
+SHARD_BYTES = 1_000_000_000  # one shard is in memory at a time
 
 # What a model folder holds besides config.json and weights: tokenizer, processors, generation defaults, licenses, code.
 COMPANIONS = (

@@ -29,10 +29,11 @@ def transformers(model: str, prompts: list[list[int]], tokens: int) -> list[list
     from transformers import AutoModelForCausalLM
 
     network: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    network.generation_config.eos_token_id = None  # goes on after it, and may choose it
     answers = []
     with torch.inference_mode():
         for ids in prompts:
-            whole = network.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens)
+            whole = network.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=tokens)
             answers.append(whole[0, len(ids) :].tolist())
     return answers
 
