@@ -127,6 +127,7 @@ class EngineConfig:
     max_num_requests: int = 64  # running at once
     max_batch_tokens: int | None = None  # of one step; None: by device, see engine/engine.py
     max_slowdown: float = 2.5  # of a decode step by prompts beside it; above 1, infinity: no limit. See engine/pace.py
+    num_speculative_tokens: int = 0  # guessed by looking back in the text and checked together; 0: off
     prefix_cache: bool = True  # requests that begin alike share keys and values
     max_context: int | None = None  # None: the model's
     seed: int = 0
@@ -137,6 +138,7 @@ class EngineConfig:
         _check(self.cpu_compute in get_args(CpuCompute), "cpu_compute", self.cpu_compute, "int8 or exact")
         _check(self.block_size in (8, 16, 32, 64, 128), "block_size", self.block_size, "8, 16, 32, 64 or 128")
         _in_range("max_num_requests", self.max_num_requests, 1, 4096)
+        _in_range("num_speculative_tokens", self.num_speculative_tokens, 0, 16)
         _check(self.max_slowdown > 1.0, "max_slowdown", self.max_slowdown, "above 1")
         if self.max_batch_tokens is not None:
             _in_range("max_batch_tokens", self.max_batch_tokens, 16, 1 << 20)

@@ -5,7 +5,7 @@ Activations are in fp32, where a row's result does not depend on the rows beside
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -60,6 +60,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LlamaModel:
 
 
 @pytest.fixture(scope="module")
+def parrot(tmp_path_factory: pytest.TempPathFactory) -> LlamaModel:
+    """Knows six tokens, so it cannot help repeating itself."""
+    folder = tiny_llama.save(tmp_path_factory.mktemp("tiny") / "parrot", vocab_size=6)
+    return load_model(folder, precision="W16A16", dtype="float32")
+
+
+@pytest.fixture(scope="module")
 def alone() -> list[list[int]]:
     """The tokens of each case alone; filled by the first test that needs them."""
     return []
@@ -91,12 +98,13 @@ def run_together(engine: Engine, cases: list[Case]) -> list[Result]:
 @pytest.mark.parametrize(
     ("settings", "preempts"),
     [
+        ({"num_blocks": 24, "max_batch_tokens": 50, "num_speculative_tokens": 4}, True),
         ({"num_blocks": 400}, False),
         ({"num_blocks": 24, "max_batch_tokens": 37}, True),
         ({"num_blocks": 30, "max_batch_tokens": 128, "prefix_cache": False}, True),
         ({"num_blocks": 60, "max_batch_tokens": 17, "max_slowdown": 1.2, "block_size": 16}, False),
     ],
-    ids=["room for all", "few blocks", "few blocks, nothing shared", "small steps"],
+    ids=["guesses and few blocks", "room for all", "few blocks", "few blocks, nothing shared", "small steps"],
 )
 def test_together_as_alone(
     make_engine: MakeEngine,
@@ -146,3 +154,39 @@ def test_a_second_turn_computes_only_what_is_new(make_engine: MakeEngine) -> Non
     assert answer.last.num_cached_tokens == 0
     assert engine.stats().cached_tokens == 56
     assert result.token_ids == run(make_engine(prefix_cache=False), [second], params)[0].token_ids
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(max_new_tokens=60, temperature=0.0, ignore_eos=True),
+        SamplingParams(max_new_tokens=60, temperature=0.4, seed=3, ignore_eos=True),
+        SamplingParams(max_new_tokens=60, temperature=0.0, ignore_eos=True, repetition_penalty=1.02, logprobs=2),
+    ],
+    ids=["greedy", "drawn", "penalised, with log probabilities"],
+)
+def test_guesses_change_no_text_and_spare_steps(
+    make_engine: MakeEngine, parrot: LlamaModel, params: SamplingParams
+) -> None:
+    prompts = [[1, 2, 3, 4] * 5, [5, 0, 1] * 4, [2, 2, 4]]
+    plain = [run(make_engine(model=parrot), [prompt], params)[0] for prompt in prompts]
+    engine = make_engine(model=parrot, num_speculative_tokens=5)
+    guessed = run(engine, prompts, params)
+    assert [result.token_ids for result in guessed] == [result.token_ids for result in plain]
+    assert [result.text for result in guessed] == [result.text for result in plain]
+    stats = engine.stats()
+    assert 0 < stats.accepted_tokens < stats.drafted_tokens
+
+
+def test_a_guess_does_not_run_past_the_last_token_wanted(make_engine: MakeEngine, parrot: LlamaModel) -> None:
+    params = SamplingParams(max_new_tokens=30, temperature=0.9, seed=1, ignore_eos=True)
+    prompt = [1, 2, 3, 4] * 5
+    free = run(make_engine(model=parrot), [prompt], params)[0].token_ids
+    for count in (1, 2, 3, 17, 29):
+        engine = make_engine(model=parrot, num_speculative_tokens=5)
+        result = run(engine, [prompt], replace(params, max_new_tokens=count))[0]
+        assert result.token_ids == free[:count]
+        stop = replace(params, stop_token_ids=(free[count],))
+        stopped = run(engine, [prompt], stop)[0]
+        assert stopped.token_ids == free[: free.index(free[count]) + 1]
+        assert stopped.finish_reason == "stop"

@@ -23,6 +23,7 @@ class Histories(RuleBasedStateMachine):
         max_batch_tokens=st.integers(1, 24),
         max_num_requests=st.integers(1, 6),
         keeps_prefixes=st.booleans(),
+        num_drafts=st.integers(0, 3),
         costs=st.none() | st.tuples(st.floats(0.001, 1.0), st.floats(0.001, 1.0)),
     )
     def start(
@@ -31,6 +32,7 @@ class Histories(RuleBasedStateMachine):
         max_batch_tokens: int,
         max_num_requests: int,
         keeps_prefixes: bool,
+        num_drafts: int,
         costs: tuple[float, float] | None,
     ) -> None:
         self.blocks = BlockManager(num_blocks, BLOCK_SIZE, keeps_prefixes)
@@ -38,7 +40,13 @@ class Histories(RuleBasedStateMachine):
         if costs is not None:
             pace.observe(1, 0, costs[0])
             pace.observe(0, 1, costs[1])
-        self.scheduler = Scheduler(self.blocks, pace, max_batch_tokens, min(max_num_requests, max_batch_tokens))
+
+        def draft(request: Request, limit: int) -> tuple[int, ...]:
+            """Right for some positions, see _execute."""
+            return tuple(at % 3 for at in range(request.num_tokens, request.num_tokens + min(limit, num_drafts)))
+
+        requests = min(max_num_requests, max_batch_tokens)
+        self.scheduler = Scheduler(self.blocks, pace, max_batch_tokens, requests, draft if num_drafts else None)
         self.memory: dict[tuple[int, int], tuple[int, ...]] = {}  # (block, offset) -> all tokens up to the one there
         self.alive: list[Request] = []
         self.num_requests = 0
@@ -118,13 +126,18 @@ class Histories(RuleBasedStateMachine):
 
     def _execute(self, step: Step) -> None:
         self._write(step)
-        due = [chunk.request for chunk in step.chunks if chunk.is_last]
+        due = [(chunk.request, chunk.drafts) for chunk in step.chunks if chunk.is_last]
         self.scheduler.complete(step)
-        for request in due:
-            request.token_ids.append(len(request.token_ids) % 3)
-            if request.num_tokens == request.max_tokens:
-                self.scheduler.finish(request)
-                self.alive.remove(request)
+        for request, drafts in due:
+            for draft in (*drafts, None):
+                token = len(request.token_ids) % 4  # as guessed, or not
+                request.token_ids.append(token)
+                if request.num_tokens == request.max_tokens:
+                    self.scheduler.finish(request)
+                    self.alive.remove(request)
+                if token != draft or request.status is Status.FINISHED:
+                    break
+                request.num_computed += 1
 
     def _write(self, step: Step) -> None:
         requests = [chunk.request for chunk in step.chunks]
@@ -135,8 +148,9 @@ class Histories(RuleBasedStateMachine):
             assert chunk.num_tokens >= 1
             for position in range(first):
                 assert self.memory[self._slot(request, position)] == tuple(request.token_ids[: position + 1])
-            for position in range(first, first + chunk.num_tokens):
-                self.memory[self._slot(request, position)] = tuple(request.token_ids[: position + 1])
+            tokens = (*request.token_ids[: first + chunk.num_tokens], *chunk.drafts)
+            for position in range(first, first + chunk.num_rows):
+                self.memory[self._slot(request, position)] = tokens[: position + 1]
 
     @staticmethod
     def _slot(request: Request, position: int) -> tuple[int, int]:

@@ -19,13 +19,14 @@ from tinyserve.engine import kv_cache, sampler
 from tinyserve.engine.block_manager import BlockManager
 from tinyserve.engine.constraint import Constraint
 from tinyserve.engine.detokenizer import Detokenizer
-from tinyserve.engine.draw import SamplingError
+from tinyserve.engine.draw import SamplingError, take
 from tinyserve.engine.generator import CONTEXT_OVERFLOW, OUT_OF_RANGE, VALIDATION, EngineStats, RequestError
 from tinyserve.engine.logprobs import Logprobs
 from tinyserve.engine.masks import MaskThread
-from tinyserve.engine.model_runner import ModelRunner
+from tinyserve.engine.model_runner import Due, ModelRunner
+from tinyserve.engine.ngram import NgramIndex
 from tinyserve.engine.pace import Pace
-from tinyserve.engine.request import Chunk, FinishReason, Request, TokenLogprobs
+from tinyserve.engine.request import Chunk, FinishReason, Request, Status, TokenLogprobs
 from tinyserve.engine.sampler import Sampled, SamplingState
 from tinyserve.engine.scheduler import Scheduler, Step
 from tinyserve.engine.structured_output import GrammarCompiler, GrammarError
@@ -51,6 +52,7 @@ class PreparedRequest:
     request: Request
     detokenizer: Detokenizer
     sampling: SamplingState
+    ngrams: NgramIndex
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,14 @@ class Engine:
         self._masks = MaskThread(MASK_THREADS[model.device.type])
         self._ids = itertools.count()
         self._requests: dict[int, PreparedRequest] = {}
-        self._generated_tokens = self._cached_tokens = 0
+        self._generated_tokens = self._cached_tokens = self._drafted_tokens = self._accepted_tokens = 0
+        self._max_drafts = config.num_speculative_tokens
         self._blocks = BlockManager(num_blocks, config.block_size, config.prefix_cache)
         self._pace = Pace(config.max_slowdown)
         max_tokens = config.max_batch_tokens or MAX_BATCH_TOKENS[model.device.type]
         max_requests = min(config.max_num_requests, max_tokens)
-        self._scheduler = Scheduler(self._blocks, self._pace, max_tokens, max_requests)
+        draft = self._draft if self._max_drafts else None
+        self._scheduler = Scheduler(self._blocks, self._pace, max_tokens, max_requests, draft)
         self._runner = ModelRunner(
             model,
             kv_cache.allocate(model, num_blocks, config.block_size),
@@ -111,7 +115,7 @@ class Engine:
 
     def _warm_up(self) -> None:
         """Runs a prompt and a single token: what the kernels refuse is an error now, and the pace of both is known."""
-        prompt = min(WARM_UP_TOKENS, self.context_length - 1)
+        prompt = max(1, min(WARM_UP_TOKENS, self.context_length - 1))
         self._pace.observe(0, prompt, min(self._time(prompt) for _ in range(2)))
         self._pace.observe(1, 0, min(self._time(1) for _ in range(3)))
 
@@ -169,6 +173,7 @@ class Engine:
             request,
             Detokenizer(self.tokenizer, token_ids, params.stop),
             SamplingState(params, token_ids, self._seed + request_id, self._end_ids(params), self._constraint(params)),
+            NgramIndex(),
         )
 
     def add(self, prepared: PreparedRequest) -> int:
@@ -197,6 +202,8 @@ class Engine:
             idle_blocks=self._blocks.num_idle,
             cached_tokens=self._cached_tokens,
             preemptions=self._scheduler.num_preemptions,
+            drafted_tokens=self._drafted_tokens,
+            accepted_tokens=self._accepted_tokens,
         )
 
     def step(self) -> list[Output]:
@@ -212,7 +219,6 @@ class Engine:
         try:
             self._start_masks(step)
             due, logits = self._runner.run(step)
-            tokens = self._sample(logits, due)
         except Exception as error:
             if _is_out_of_memory(error) and self._scheduler.shed(step):
                 _log.warning("out of memory in a step of %d tokens: steps become smaller", step.num_tokens)
@@ -220,8 +226,37 @@ class Engine:
             _log.exception("an engine step failed")
             return [self._fail(chunk.request, error) for chunk in step.chunks]
         self._scheduler.complete(step)
+        outputs = self._choose(logits, due)
         self._pace.observe(step.num_decodes, step.num_tokens - step.num_decodes, time.perf_counter() - start)
-        return [self._advance(request, token) for request, token in zip(due, tokens, strict=True)]
+        return outputs
+
+    def _choose(self, logits: Tensor, due: Sequence[Due]) -> list[Output]:
+        """The next token of each request from its row of [R, V], and one more for each draft that was that token.
+
+        Every token is chosen as if there were no drafts; a right one only means that the logits after it are known
+        already. So drafts change no distribution, and no text that has a seed.
+        """
+        outputs: list[Output] = []
+        offset = 0
+        while due:
+            tokens = self._sample(take(logits, [one.row + offset for one in due]), [one.request for one in due])
+            right = []
+            for one, token in zip(due, tokens, strict=True):
+                outputs.append(self._advance(one.request, token))
+                if offset < len(one.drafts) and one.request.status is Status.RUNNING:
+                    self._drafted_tokens += 1
+                    if one.request.token_ids[-1] == one.drafts[offset]:
+                        one.request.num_computed += 1
+                        self._accepted_tokens += 1
+                        right.append(one)
+            due, offset = right, offset + 1
+        return outputs
+
+    def _draft(self, request: Request, limit: int) -> tuple[int, ...]:
+        prepared = self._requests[request.id]
+        if prepared.sampling.constraint is not None:  # its mask is computed beside the step, for one token
+            return ()
+        return prepared.ngrams.guess(request.token_ids, min(limit, self._max_drafts))
 
     def _start_masks(self, step: Step) -> None:
         states = [self._requests[chunk.request.id].sampling for chunk in step.chunks if chunk.is_last]

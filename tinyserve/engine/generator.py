@@ -33,6 +33,8 @@ class EngineStats:
     idle_blocks: int = 0  # free blocks whose content can still be used
     cached_tokens: int = 0  # of prompts, found in the cache since the start
     preemptions: int = 0  # since the start
+    drafted_tokens: int = 0  # guesses that were checked since the start
+    accepted_tokens: int = 0  # those that were right
 
 
 class Generator(Protocol):

@@ -4,12 +4,14 @@ Its input tensors are allocated once, at their largest, and written through NumP
 tensor's. It decides nothing: the scheduler has planned the step, the sampler will choose the tokens.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from tinyserve.engine.request import Request
-from tinyserve.engine.scheduler import Step
+from tinyserve.engine.scheduler import Chunked, Step
 from tinyserve.layers.attention import BatchLayout, LayerCache
 from tinyserve.models.llama import LlamaModel
 
@@ -26,6 +28,15 @@ class _Input:
         part = self._tensor[:size]
         # a copy that returns before it is done would race with the next step's writes
         return part if self._device.type == "cpu" else part.to(self._device)
+
+
+@dataclass(frozen=True)
+class Due:
+    """One request whose next token can be chosen from row `row` of the logits, and from the next ones if it drafted."""
+
+    request: Request
+    row: int
+    drafts: tuple[int, ...]
 
 
 class ModelRunner:
@@ -49,30 +60,32 @@ class ModelRunner:
         self._slots = _Input(max_tokens, device)
         self._starts = _Input(max_requests + 1, device)
         self._lengths = _Input(max_requests, device)
-        self._rows = _Input(max_requests, device)
+        self._rows = _Input(max_tokens, device)
         self._tables = _Input(max_requests * max_blocks, device)
 
-    def run(self, step: Step) -> tuple[list[Request], Tensor]:
+    def run(self, step: Step) -> tuple[list[Due], Tensor]:
         """Computes the step; Scheduler.complete says that it has run.
 
         Returns:
-            The R requests whose next token is due, and their logits [R, V].
+            The requests whose next token is due, and the logits [R, V] of them and of their drafts.
         """
         num_requests = len(step.chunks)
         num_blocks = max(len(chunk.request.block_ids) for chunk in step.chunks)
         tables = self._tables.array[: num_requests * num_blocks].reshape(num_requests, num_blocks)
-        due: list[Request] = []
-        end = 0
+        due: list[Due] = []
+        end = num_rows = 0
         for index, chunk in enumerate(step.chunks):
             request, start = chunk.request, end
-            end += chunk.num_tokens
-            self._fill_tokens(request, start, end)
+            end += chunk.num_rows
+            self._fill_tokens(chunk, start, end)
             tables[index, : len(request.block_ids)] = request.block_ids
             self._starts.array[index + 1] = end
-            self._lengths.array[index] = request.num_computed + chunk.num_tokens
+            self._lengths.array[index] = request.num_computed + chunk.num_rows
             if chunk.is_last:
-                self._rows.array[len(due)] = end - 1
-                due.append(request)
+                due.append(Due(request, num_rows, chunk.drafts))
+                for row in range(end - 1 - len(chunk.drafts), end):
+                    self._rows.array[num_rows] = row
+                    num_rows += 1
         layout = BatchLayout(
             positions=self._positions.head(end),
             slots=self._slots.head(end),
@@ -80,12 +93,13 @@ class ModelRunner:
             query_starts=self._starts.head(num_requests + 1),
             context_lens=self._lengths.head(num_requests),
         )
-        rows = None if len(due) == end else self._rows.head(len(due))  # in pure decode every row is wanted
+        rows = None if num_rows == end else self._rows.head(num_rows)  # in pure decode every row is wanted
         hidden = self._model.forward(self._token_ids.head(end), layout, self._caches, rows)
         return due, self._model.logits(hidden)
 
-    def _fill_tokens(self, request: Request, start: int, end: int) -> None:
-        """Rows start..end of the flat batch: the request's tokens from `num_computed` on."""
+    def _fill_tokens(self, chunk: Chunked, start: int, end: int) -> None:
+        """Rows start..end of the flat batch: the request's tokens from `num_computed` on, then its drafts."""
+        request = chunk.request
         size, first = self._block_size, request.num_computed
         if end - start == 1:
             self._token_ids.array[start] = request.token_ids[first]
@@ -95,6 +109,6 @@ class ModelRunner:
         last = first + end - start
         positions = np.arange(first, last, dtype=np.int32)
         blocks = np.asarray(request.block_ids, dtype=np.int32)
-        self._token_ids.array[start:end] = request.token_ids[first:last]
+        self._token_ids.array[start:end] = [*request.token_ids[first : first + chunk.num_tokens], *chunk.drafts]
         self._positions.array[start:end] = positions
         self._slots.array[start:end] = blocks[positions // size] * size + positions % size

@@ -7,7 +7,7 @@ Pace for the size of a step. It knows no tensors, no model and no HTTP, so its t
 """
 
 from bisect import insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tinyserve.engine.block_manager import BlockManager
@@ -23,6 +23,11 @@ class Chunked:
 
     request: Request
     num_tokens: int
+    drafts: tuple[int, ...] = ()  # guesses at what follows, computed along so that they can be checked
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_tokens + len(self.drafts)
 
     @property
     def is_last(self) -> bool:
@@ -33,21 +38,32 @@ class Chunked:
 @dataclass(frozen=True)
 class Step:
     chunks: tuple[Chunked, ...]
-    num_decodes: int  # the first chunks: one token each, of requests whose prompts are computed
+    num_decodes: int  # tokens of requests whose prompts are computed, and drafts
 
     @property
     def num_tokens(self) -> int:
-        return sum(chunk.num_tokens for chunk in self.chunks)
+        return sum(chunk.num_rows for chunk in self.chunks)
+
+
+Drafter = Callable[[Request, int], tuple[int, ...]]  # guesses at most so many tokens that may follow
 
 
 class Scheduler:
-    """Args: blocks; pace; max_batch_tokens of a step; max_num_requests running at once."""
+    """Args: blocks; pace; max_batch_tokens of a step; max_num_requests running at once; draft, None: no guesses."""
 
-    def __init__(self, blocks: BlockManager, pace: Pace, max_batch_tokens: int, max_num_requests: int) -> None:
+    def __init__(
+        self,
+        blocks: BlockManager,
+        pace: Pace,
+        max_batch_tokens: int,
+        max_num_requests: int,
+        draft: Drafter | None = None,
+    ) -> None:
         self._blocks = blocks
         self._pace = pace
         self._max_batch_tokens = max_batch_tokens
         self._max_num_requests = max_num_requests
+        self._draft = draft
         self._batch_tokens = max_batch_tokens  # fewer after `shed`
         self._waiting: list[Request] = []  # both by rank
         self._running: list[Request] = []
@@ -77,9 +93,10 @@ class Scheduler:
         decodes = self._decode()
         num_prompts = len(self._running) - len(decodes)
         num_prompts += min(len(self._waiting), self._max_num_requests - len(self._running))
-        budget = min(self._batch_tokens - len(decodes), self._pace.max_prefill(len(decodes), num_prompts))
+        num_decodes = sum(chunk.num_rows for chunk in decodes)
+        budget = min(self._batch_tokens - num_decodes, self._pace.max_prefill(num_decodes, num_prompts))
         chunks = (*decodes, *self._prefill(int(budget), decodes))
-        return Step(chunks, len(decodes)) if chunks else None
+        return Step(chunks, num_decodes) if chunks else None
 
     def complete(self, step: Step) -> None:
         """To be called when a step has run: its tokens are in the cache."""
@@ -118,7 +135,20 @@ class Scheduler:
                 break
             if request.status is Status.RUNNING and request.num_pending == 1 and self._make_room(request):
                 chunks.append(Chunked(request, 1))
-        return chunks
+        return chunks if self._draft is None else self._with_drafts(chunks, self._draft)
+
+    def _with_drafts(self, chunks: list[Chunked], draft: Drafter) -> list[Chunked]:
+        """Adds guesses where there is room in the step and in memory; nobody gives way for a guess."""
+        left = self._batch_tokens - len(chunks)
+        drafted = []
+        for chunk in chunks:
+            request = chunk.request
+            guess = draft(request, min(left, request.max_tokens - request.num_tokens - 1)) if left else ()
+            if guess and self._blocks.try_grow(request, request.num_tokens + len(guess)):
+                left -= len(guess)
+                chunk = Chunked(request, 1, guess)
+            drafted.append(chunk)
+        return drafted
 
     def _make_room(self, request: Request) -> bool:
         """Out of blocks, the last request by rank gives way. False: that was `request` itself."""

@@ -82,6 +82,9 @@ def add_model_flags(flags: argparse.ArgumentParser, model_path: bool = True) -> 
     group.add_argument("--block-size", type=int, default=EngineConfig.block_size, help="tokens in a block of it (32)")
     group.add_argument("--no-prefix-cache", action="store_true", help="requests that begin alike share nothing")
     group.add_argument("--max-num-requests", type=int, default=EngineConfig.max_num_requests, help="in one batch (64)")
+    group.add_argument(
+        "--num-speculative-tokens", type=int, default=0, metavar="N", help="guessed from the text so far (0: off)"
+    )
     group.add_argument("--max-batch-tokens", type=int, metavar="TOKENS", help="of one step; default: by device")
     group.add_argument(
         "--max-slowdown",
@@ -122,6 +125,7 @@ def run(args: argparse.Namespace) -> None:
             max_num_requests=args.max_num_requests,
             max_batch_tokens=args.max_batch_tokens,
             max_slowdown=args.max_slowdown,
+            num_speculative_tokens=args.num_speculative_tokens,
         )
     )
     http_server.listen(sockets)  # before the worker registers: a request may follow at once
