@@ -56,6 +56,8 @@ def test_one_step_that_was_held_up_changes_little() -> None:
     assert pace.max_prefill(1, 1) < 1.3 * before
     pace.observe(1, 40, 10.0)
     assert pace.max_prefill(1, 1) > 0.7 * before
+    pace.observe(1, 40, 0.001)  # quicker than without the prompt
+    assert pace.max_prefill(1, 1) < 1.3 * before
 
 
 def test_a_prompt_moves_on_however_slow_its_tokens_are() -> None:

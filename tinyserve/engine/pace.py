@@ -10,7 +10,7 @@ import math
 
 MIN_TOKENS = 8  # a prompt moves on even where one token of it costs more than a whole decode step
 SMOOTHING = 0.2  # weight of the newest step
-MAX_JUMP = 2.0  # a step that took longer was held up by something else, and counts as that many times the estimate
+MAX_JUMP = 2.0  # what is further from the estimate was held up, or compared with what was, and counts as so far
 
 
 class Pace:
@@ -34,8 +34,7 @@ class Pace:
             if self._token_s is None:
                 self._token_s = seconds / num_prefill
         elif (decode_s := self._decode_seconds(num_decodes)) is not None:
-            # what is left may be noise, even below nothing
-            self._token_s = _smoothed(self._token_s, max(seconds - decode_s, 0.01 * seconds) / num_prefill)
+            self._token_s = _smoothed(self._token_s, (seconds - decode_s) / num_prefill)
 
     def max_prefill(self, num_decodes: int, num_prompts: int) -> float:
         """Prompt tokens that a step may take beside `num_decodes` requests, when the prompts of `num_prompts` wait.
@@ -56,5 +55,5 @@ class Pace:
 
 def _smoothed(estimate: float | None, seconds: float) -> float:
     if estimate is None:
-        return seconds
-    return estimate + SMOOTHING * (min(seconds, MAX_JUMP * estimate) - estimate)
+        return max(seconds, 1e-9)  # a difference of two noisy times may be below nothing
+    return estimate + SMOOTHING * (min(max(seconds, estimate / MAX_JUMP), MAX_JUMP * estimate) - estimate)
