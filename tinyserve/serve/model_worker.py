@@ -91,7 +91,7 @@ def add_model_flags(flags: argparse.ArgumentParser, model_path: bool = True) -> 
         type=float,
         default=EngineConfig.max_slowdown,
         metavar="FACTOR",
-        help="of running streams while a prompt is computed beside them; inf: no limit (2.5)",
+        help="of running streams while a prompt is computed beside them; inf: no limit (2)",
     )
     group.add_argument("--model-base", help="not supported yet: merge adapters into the model first")
     group.add_argument("--load-8bit", action="store_true", help="not supported: quantize with awq.entry")
