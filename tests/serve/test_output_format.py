@@ -71,3 +71,13 @@ def test_a_mistake_names_the_field(body: dict[str, Any], code: int, message: str
         parse_grammar(body)
     assert caught.value.code == code
     assert len(str(caught.value)) < 300
+
+
+def test_a_schema_nested_too_deep_to_be_written_down() -> None:
+    value: dict[str, Any] = {}
+    for _ in range(100_000):
+        value = {"not": value}
+    with pytest.raises(RequestError, match="guided_json must be less deeply nested, got 'an object'"):
+        parse_grammar({"guided_json": value})
+    while value:  # taken apart here, where it cannot overflow the stack
+        value = value["not"]

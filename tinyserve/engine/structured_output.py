@@ -38,7 +38,10 @@ class GrammarCompiler:
         self._vocabulary: LLTokenizer | None = None
 
     def load(self) -> LLTokenizer:
-        """The vocabulary as llguidance wants it. Takes about half a second the first time.
+        """The vocabulary as llguidance wants it.
+
+        The first time takes about half a second in which no other Python thread runs, so it belongs before the serving.
+        Compiling and computing masks let the others run.
 
         Raises:
             ValueError: the tokenizer is not one of the Rust library.
