@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import regex
 import torch
-from grammars import VOCAB, schema, start
+from grammars import EOS, VOCAB, allowed, schema, start
 from run_engine import run
 
 from tinyserve.config import Grammar, SamplingParams
@@ -88,6 +88,13 @@ def test_the_tokenizer_of_another_library_is_refused_by_name(bytes_tokenizer: To
     slow.__dict__.update(bytes_tokenizer.__dict__ | {"_fast": None})
     with pytest.raises(GrammarError, match="not one of the Rust library"):
         start(GrammarCompiler(slow, VOCAB), Grammar("regex", "a"))
+
+
+def test_an_end_beyond_the_model_s_vocabulary_is_left_out(bytes_tokenizer: Tokenizer) -> None:
+    generous = Tokenizer.__new__(Tokenizer)
+    generous.__dict__.update(bytes_tokenizer.__dict__ | {"eos_token_ids": frozenset({EOS, 50_000})})
+    constraint = start(GrammarCompiler(generous, VOCAB), Grammar("regex", "a*"))
+    assert EOS in allowed(constraint)
 
 
 # -- the engine --------------------------------------------------------------------------------------------------------

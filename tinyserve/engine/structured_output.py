@@ -34,6 +34,8 @@ class GrammarCompiler:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
+        # A configuration may name an end that the model's own vocabulary has not.
+        self._eos_ids = sorted(token_id for token_id in tokenizer.eos_token_ids if token_id < vocab_size)
         self._lock = threading.Lock()
         self._vocabulary: LLTokenizer | None = None
 
@@ -48,9 +50,8 @@ class GrammarCompiler:
         """
         with self._lock:
             if self._vocabulary is None:
-                eos_ids = sorted(self._tokenizer.eos_token_ids)
                 self._vocabulary = LLTokenizer(
-                    self._tokenizer.to_json(), n_vocab=self._vocab_size, eos_token=eos_ids or None
+                    self._tokenizer.to_json(), n_vocab=self._vocab_size, eos_token=self._eos_ids or None
                 )
             return self._vocabulary
 
@@ -64,7 +65,7 @@ class GrammarCompiler:
             vocabulary = self.load()
             start = time.thread_time()
             matcher = LLMatcher(vocabulary, _source(grammar), log_level=0, limits=LIMITS)
-            constraint = Constraint(matcher, self._vocab_size, self._tokenizer.eos_token_ids, params)
+            constraint = Constraint(matcher, self._vocab_size, self._eos_ids, params)
             if not matcher.is_error():
                 constraint.mask()
         except ValueError as error:
