@@ -11,6 +11,8 @@
   m.def("w4a16_gemv(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n) -> Tensor");              \
   m.def("w4a16_gemm(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n) -> Tensor");              \
   m.def("w4a8_linear(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n) -> Tensor");             \
+  m.def("w8_pack(Tensor weight) -> (Tensor, Tensor)");                                                       \
+  m.def("w8a8_linear(Tensor x, Tensor qweight, Tensor scales, Tensor? bias, int n) -> Tensor");              \
   m.def("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");                                     \
   m.def("rms_norm(Tensor x, Tensor weight, float eps, Tensor(a!)? residual=None) -> Tensor");                \
   m.def("silu_mul(Tensor gate_up) -> Tensor");                                                               \
@@ -43,6 +45,8 @@ STABLE_TORCH_LIBRARY_IMPL(tinyserve, CPU, m) {
   m.impl("w4a16_gemv", TORCH_BOX(&tinyserve::w4a16_gemv));
   m.impl("w4a16_gemm", TORCH_BOX(&tinyserve::w4a16_gemm));
   m.impl("w4a8_linear", TORCH_BOX(&tinyserve::w4a8_linear));
+  m.impl("w8_pack", TORCH_BOX(&tinyserve::w8_pack));
+  m.impl("w8a8_linear", TORCH_BOX(&tinyserve::w8a8_linear));
   m.impl("linear", TORCH_BOX(&tinyserve::linear));
   m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm));
   m.impl("silu_mul", TORCH_BOX(&tinyserve::silu_mul));

@@ -52,16 +52,32 @@ struct W4A16Args {
 // its largest |x| over 127, so that products and sums inside a group are integers.
 constexpr int64_t kInt8Group = 64;
 
-struct W4A8Args {
-  const void* x;  // [M, K] dtype
-  int8_t* codes;  // scratch [M, K]; of 8 consecutive k first the even ones, then the odd ones, as qweight's bytes ask
-  float* params;  // scratch [M, K/A, 2]: a group's scale, and its sum of codes times that
+// How the CPU packs a weight [N, K] in 8 bits, w = (code - 128) * scale with a scale of the largest |w| of a group over
+// 127, G = kInt8Group where that divides K, else 32:
+//   qweight: uint32 [N/32 up][K/8][2][32]. Of 8 consecutive k of a row, the first word holds the even ones, the second
+//     the odd ones, the lowest k in the lowest byte. Rows past N have code 128.
+//   scales: fp32 [N/32 up][K/G][32]. Rows past N have scale 0.
+constexpr int kMiddleCode = 128;
+
+struct W8PackArgs {
+  const void* weight;  // [N, K] dtype
+  uint32_t* qweight;   // out, see above
+  float* scales;       // out, see above
+  int64_t n, k, group_size;
+  Dtype dtype;
+};
+
+// Of w4a8_linear and w8a8_linear
+struct Int8LinearArgs {
+  const void* x;            // [M, K] dtype
+  int8_t* codes;            // scratch [M, K]; of 8 consecutive k first the even ones, then the odd ones
+  float* params;            // scratch [M, K/A, 2]: a group's scale, and its sum of codes times that
   const uint32_t* qweight;  // packed, see above
-  const uint8_t* qparams;
-  const void* bias;  // [N] dtype, or null
-  void* y;           // [M, N] dtype
+  const void* qparams;      // those of 4 bits, or the scales of 8 bits
+  const void* bias;         // [N] dtype, or null
+  void* y;                  // [M, N] dtype
   int64_t m, n, k, group_size, x_group;
-  bool half_scales;  // fp16 scales in qparams, else fp32
+  bool half_scales;  // of 4 bits: fp16 scales in qparams, else fp32
   Dtype dtype;
 };
 
@@ -130,7 +146,9 @@ struct PagedAttentionArgs {
   X(w4a16_pack, W4A16PackArgs)      \
   X(w4a16_gemv, W4A16Args)          \
   X(w4a16_gemm, W4A16Args)          \
-  X(w4a8_linear, W4A8Args)          \
+  X(w8_pack, W8PackArgs)            \
+  X(w4a8_linear, Int8LinearArgs)    \
+  X(w8a8_linear, Int8LinearArgs)    \
   X(linear, LinearArgs)             \
   X(rms_norm, RmsNormArgs)          \
   X(silu_mul, SiluMulArgs)          \

@@ -121,7 +121,7 @@ class EngineConfig:
     precision: Precision = "W4A16"
     dtype: DtypeName = "auto"  # of activations and KV cache; auto: the checkpoint's
     device: str = "auto"  # auto: cuda where there is one, else cpu
-    cpu_compute: CpuCompute = "int8"  # of 4-bit weights: activations rounded to int8 in groups, or as they are
+    cpu_compute: CpuCompute = "int8"  # with 4-bit weights: activations and output layer in 8 bits, or as they are
     block_size: int = 32  # tokens in one block of the KV cache
     kv_cache_bytes: int | None = None  # None: a share of the free memory, see engine/kv_cache.py
     max_num_requests: int = 64  # running at once

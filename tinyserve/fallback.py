@@ -58,11 +58,34 @@ def w4a8_linear(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None
     """As w4a16_gemm, with x rounded to int8 in groups of 64 (of 32 where the weight's groups ask for it)."""
     _check_rows("x", x, 2 * qweight.shape[1])
     group_size = x.shape[1] // qparams.shape[1]
-    groups = x.float().view(x.shape[0], -1, 64 if group_size % 64 == 0 else 32)
-    scale = groups.abs().amax(-1, keepdim=True) / 127
-    inverse = torch.where(scale > 0, 1 / scale, 0)
-    rounded = ((groups * inverse).round() * scale).view(x.shape)
+    rounded = _round_rows(x, 64 if group_size % 64 == 0 else 32)[0]
     return w4a16_gemm(rounded, qweight, qparams, bias, n).to(x.dtype)
+
+
+def w8_pack(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight [N, K] as int8 [N, K] and fp32 scales [N, K/G], G = 64 where that divides K, else 32."""
+    if weight.dim() != 2 or weight.shape[1] % 32:
+        raise ValueError(f"weight must be [N, K] with K a multiple of 32, got {list(weight.shape)}")
+    rounded, scales = _round_rows(weight, 64 if weight.shape[1] % 64 == 0 else 32)
+    per_element = scales.repeat_interleave(weight.shape[1] // scales.shape[1], 1)
+    return torch.where(per_element > 0, rounded / per_element, 0).round().to(torch.int8), scales
+
+
+def w8a8_linear(x: Tensor, qweight: Tensor, scales: Tensor, bias: Tensor | None, n: int) -> Tensor:
+    """x [M, K] rounded like the weight, times the 8-bit weight [n, K] transposed, plus bias [n] -> [M, n]."""
+    _check_rows("x", x, qweight.shape[1])
+    group = x.shape[1] // scales.shape[1]
+    weight = qweight.float() * scales.repeat_interleave(group, 1)
+    y = F.linear(_round_rows(x, group)[0], weight, None if bias is None else bias.float())
+    return y.to(x.dtype)
+
+
+def _round_rows(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """x [M, K] rounded to 127 steps of the largest |x| of each group of a row, in fp32, and the steps [M, K/G]."""
+    groups = x.float().view(x.shape[0], -1, group)
+    scale = groups.abs().amax(-1, keepdim=True) / 127
+    rounded = torch.where(scale > 0, (groups * (1 / scale)).round() * scale, scale)  # NaN stays NaN
+    return rounded.view(x.shape), scale.squeeze(-1)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

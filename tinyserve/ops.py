@@ -82,6 +82,31 @@ def w4a8_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> 
     return result
 
 
+@dataclass(frozen=True)
+class PackedWeight8:
+    """A weight [n, k] in 8 bits with fp32 scales, in the layout of one backend; only the ops know what is in it."""
+
+    qweight: Tensor
+    scales: Tensor
+    n: int
+    k: int
+
+
+def w8_pack(weight: Tensor) -> PackedWeight8:
+    """Rounds weight [N, K] to 8 bits in groups of 64 (of 32 where 64 does not divide K) of a row.
+
+    Raises:
+        RuntimeError: K is no multiple of 32, or the dtype is not a float's.
+    """
+    return PackedWeight8(*_kernel("w8_pack", weight.device.type)(weight), *weight.shape)
+
+
+def w8a8_linear(x: Tensor, weight: PackedWeight8, bias: Tensor | None = None) -> Tensor:
+    """x [M, K], rounded as in w4a8_linear, times the 8-bit weight [N, K] transposed, plus bias [N] -> [M, N]."""
+    result: Tensor = _kernel("w8a8_linear", x.device.type)(x, weight.qweight, weight.scales, bias, weight.n)
+    return result
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [M, K] times weight [N, K] transposed, plus bias [N], all of one dtype -> [M, N]; sums in fp32."""
     result: Tensor = _kernel("linear", x.device.type)(x, weight, bias)
@@ -218,6 +243,16 @@ def _register_fakes() -> None:
 
     @fake("tinyserve::w4a8_linear")
     def _(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int) -> Tensor:
+        return x.new_empty(x.shape[0], n)
+
+    @fake("tinyserve::w8_pack")
+    def _(weight: Tensor) -> tuple[Tensor, Tensor]:
+        tiles, k = (weight.shape[0] + 31) // 32, weight.shape[1]
+        scales = weight.new_empty(tiles, k // (64 if k % 64 == 0 else 32), 32, dtype=torch.float32)
+        return weight.new_empty(tiles, k // 8, 2, 32, dtype=torch.int32), scales
+
+    @fake("tinyserve::w8a8_linear")
+    def _(x: Tensor, qweight: Tensor, scales: Tensor, bias: Tensor | None, n: int) -> Tensor:
         return x.new_empty(x.shape[0], n)
 
     @fake("tinyserve::linear")

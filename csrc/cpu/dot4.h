@@ -9,11 +9,8 @@ namespace tinyserve::cpu::TINYSERVE_ISA {
 inline IntVec dot4(IntVec sums, UintVec codes, int32_t x) {
 #if defined(__AVX512VNNI__)
   return (IntVec)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)codes, _mm512_set1_epi32(x));
-#elif defined(__AVX512BW__)
-  // 2 * 15 * 127 fits in 16 bits: nothing saturates
-  const __m512i pairs = _mm512_maddubs_epi16((__m512i)codes, _mm512_set1_epi32(x));
-  return sums + (IntVec)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
 #elif defined(__AVX2__)
+  // 2 * 15 * 127 fits in 16 bits: nothing saturates
   const __m256i pairs = _mm256_maddubs_epi16((__m256i)codes, _mm256_set1_epi32(x));
   return sums + (IntVec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #else
@@ -21,6 +18,27 @@ inline IntVec dot4(IntVec sums, UintVec codes, int32_t x) {
     sums += (IntVec)((codes >> shift) & 0xFF) * int32_t(int8_t(uint32_t(x) >> shift));
   }
   return sums;
+#endif
+}
+
+// The same for codes 0..255. Where sums of two such products would not fit in 16 bits, kMiddleCode is taken off each
+// code first; kMiddleInDot is what is still on it.
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+constexpr int kMiddleInDot = 0;
+#else
+constexpr int kMiddleInDot = kMiddleCode;
+#endif
+
+inline IntVec dot4_of_bytes(IntVec sums, UintVec codes, int32_t x) {
+#if defined(__AVX512VNNI__)
+  return dot4(sums, codes, x);
+#elif defined(__AVX2__)
+  const __m256i weights = (__m256i)(codes ^ 0x80808080u);  // signed now; |w| * |x| * 2 is at most 2 * 128 * 127
+  const __m256i signed_x = _mm256_sign_epi8(_mm256_set1_epi32(x), weights);
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), signed_x);
+  return sums + (IntVec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#else
+  return dot4(sums, codes, x);
 #endif
 }
 

@@ -24,12 +24,13 @@ struct PackedColumns {
   int within;             // column in the tile
   bool half_scales;
 
-  template <typename Args>  // W4A16Args or W4A8Args
+  template <typename Args>  // W4A16Args or Int8LinearArgs
   static PackedColumns at(const Args& a, int64_t column) {
     const int64_t tile = column / kPackColumns;
     const int within = int(column % kPackColumns);
     return {.words = a.qweight + tile * a.k / kPackFactor * kPackColumns + within,
-            .params = a.qparams + tile * (a.k / a.group_size) * (a.half_scales ? kParamBytesHalf : kParamBytesFloat),
+            .params = static_cast<const uint8_t*>(static_cast<const void*>(a.qparams)) +
+                      tile * (a.k / a.group_size) * (a.half_scales ? kParamBytesHalf : kParamBytesFloat),
             .within = within,
             .half_scales = a.half_scales};
   }

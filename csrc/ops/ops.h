@@ -17,6 +17,8 @@ Tensor w4a16_gemv(const Tensor& x, const Tensor& qweight, const Tensor& qparams,
 Tensor w4a16_gemm(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias, int64_t n);
 Tensor w4a8_linear(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias,
                    int64_t n);
+std::tuple<Tensor, Tensor> w8_pack(const Tensor& weight);
+Tensor w8a8_linear(const Tensor& x, const Tensor& qweight, const Tensor& scales, const OptionalTensor& bias, int64_t n);
 Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias);
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, const OptionalTensor& residual);
 Tensor silu_mul(const Tensor& gate_up);

@@ -10,7 +10,7 @@ Tensor w4a8_linear(const Tensor& x, const Tensor& qweight, const Tensor& qparams
   const int64_t x_group = exact.group_size % kInt8Group == 0 ? kInt8Group : 32;
   Tensor codes = torch::stable::new_empty(x, {exact.m, exact.k}, ScalarType::Char);
   Tensor params = torch::stable::new_empty(x, {exact.m, exact.k / x_group, 2}, ScalarType::Float);
-  const W4A8Args args{
+  const Int8LinearArgs args{
       .x = exact.x,
       .codes = static_cast<int8_t*>(codes.data_ptr()),
       .params = static_cast<float*>(params.data_ptr()),

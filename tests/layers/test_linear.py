@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from awq.quantize import QuantConfig, dequantize, quantize
-from tinyserve.layers.linear import Linear, LinearLayer, W4A8Linear, W4A16Linear
+from tinyserve.layers.linear import Linear, LinearLayer, W4A8Linear, W4A16Linear, W8A8Linear
 
 N, K = 48, 128
 
@@ -40,3 +40,14 @@ def test_rounded_activations_give_nearly_the_same(rows: int) -> None:
     rounded, exact = (kind.from_quantized(quantized, bias)(x) for kind in (W4A8Linear, W4A16Linear))
     assert not torch.equal(rounded, exact)
     assert float((rounded - exact).norm() / exact.norm()) < 0.015
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+def test_eight_bits_are_nearly_the_weight(rows: int) -> None:
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(N, K), torch.randn(N), torch.randn(rows, K)
+    layer: LinearLayer = W8A8Linear.from_weight(weight, bias)
+    exact = torch.nn.functional.linear(x, weight, bias)
+    assert 0 < float((layer(x) - exact).norm() / exact.norm()) < 0.02
+    assert (layer.out_features, layer.num_weights) == (N, N * K)
+    assert layer.num_bytes < 1.2 * 64 * K  # rows are padded to 64

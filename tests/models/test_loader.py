@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from awq.formats import dequantized_state, open_checkpoint, write_awq_folder
 from awq.quantize import QuantConfig, quantize
-from tinyserve.layers.linear import Linear, W4A8Linear, W4A16Linear
+from tinyserve.layers.linear import Linear, W4A8Linear, W4A16Linear, W8A8Linear
 from tinyserve.models.evaluation import logits
 from tinyserve.models.loader import load_model
 
@@ -118,6 +118,7 @@ def test_a_cpu_can_round_activations(quantized: Callable[..., Path]) -> None:
     exact = logits(load_model(folder, dtype="float32"), texts())
     model = load_model(folder, dtype="float32", cpu_compute="int8")
     assert isinstance(model.layers[0].attention.qkv, W4A8Linear)
+    assert isinstance(model.lm_head, W8A8Linear)
     rounded = logits(model, texts())
     assert 0 < float((rounded - exact).norm() / exact.norm()) < 0.1
 

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from awq.quantize import QuantizedTensor
 from tinyserve import ops
-from tinyserve.ops import PackedWeight
+from tinyserve.ops import PackedWeight, PackedWeight8
 
 
 class LinearLayer(Protocol):
@@ -93,3 +93,33 @@ class W4A8Linear(W4A16Linear):
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, K] -> [T, N]."""
         return ops.w4a8_linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True, eq=False)
+class W8A8Linear:
+    """A weight rounded to 8 bits in groups, by activations rounded alike: half the bytes of 16 bits."""
+
+    weight: PackedWeight8
+    bias: Tensor | None = None  # [N]
+
+    @classmethod
+    def from_weight(cls, weight: Tensor, bias: Tensor | None = None) -> Self:
+        """weight [N, K], K a multiple of 32."""
+        return cls(ops.w8_pack(weight), bias)
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.n
+
+    @property
+    def num_weights(self) -> int:
+        return self.weight.n * self.weight.k
+
+    @property
+    def num_bytes(self) -> int:
+        packed = (self.weight.qweight, self.weight.scales)
+        return sum(tensor.numel() * tensor.element_size() for tensor in packed)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [T, K] -> [T, N]."""
+        return ops.w8a8_linear(x, self.weight, self.bias)

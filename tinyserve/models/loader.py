@@ -11,7 +11,6 @@ import torch
 
 from awq.formats import open_checkpoint
 from tinyserve.config import CpuCompute, DtypeName, Precision
-from tinyserve.layers.linear import W4A8Linear, W4A16Linear
 from tinyserve.models import registry
 from tinyserve.models.llama import LlamaModel
 from tinyserve.models.weights import WeightReader
@@ -38,7 +37,8 @@ def load_model(
         dtype: of activations; "auto": what config.json says.
         device: torch device.
         max_context: positions to prepare for; None: as many as the model has.
-        cpu_compute: how a CPU multiplies 4-bit weights: "exact" by the activations as they are, "int8" by rounded ones.
+        cpu_compute: of a CPU with 4-bit weights: "exact" multiplies by the activations as they are, "int8" by rounded
+            ones, and holds the output layer in 8 bits.
 
     Raises:
         FileNotFoundError: model_path or quant_path does not exist.
@@ -63,8 +63,8 @@ def load_model(
     config = config_class.from_hf(checkpoint.config)
     if max_context is not None and max_context > config.context_length:
         raise ValueError(f"--max-context must be at most the model's {config.context_length} tokens, got {max_context}")
-    linear4 = W4A8Linear if cpu_compute == "int8" and torch.device(device).type == "cpu" else W4A16Linear
-    weights = WeightReader(checkpoint, _dtype(dtype, checkpoint.config), torch.device(device), linear4)
+    rounded = cpu_compute == "int8" and precision == "W4A16" and torch.device(device).type == "cpu"
+    weights = WeightReader(checkpoint, _dtype(dtype, checkpoint.config), torch.device(device), rounded)
     model = model_class(config, weights, num_positions=max_context or config.context_length)
     _log.info(
         "loaded %s: %s, %s activations, %.1f MB of weights per token, in %.1f s",

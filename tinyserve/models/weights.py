@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from awq.formats import Checkpoint
 from awq.quantize import QuantizedTensor, dequantize
-from tinyserve.layers.linear import Linear, LinearLayer, W4A16Linear
+from tinyserve.layers.linear import Linear, LinearLayer, W4A8Linear, W4A16Linear, W8A8Linear
 
 _log = logging.getLogger(__name__)
 
@@ -25,16 +25,14 @@ class WeightReader:
         checkpoint: where the tensors are.
         dtype: of activations and of every weight that is not packed.
         device: where everything ends up.
-        linear4: the layer that 4-bit weights become.
+        rounded: products with 4-bit weights and of the output layer are of int8 activations, the latter's weight too.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, linear4: type[W4A16Linear] = W4A16Linear
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, rounded: bool = False) -> None:
         self.dtype = dtype
         self.device = device
         self._checkpoint = checkpoint
-        self._linear4 = linear4
+        self._rounded = rounded
 
     def progress(self, num_layers: int) -> Iterator[int]:
         """The layers' indices, with a bar on a terminal."""
@@ -67,7 +65,7 @@ class WeightReader:
         }
         if len(quantized) == len(rows) and len({parts.config for parts in quantized.values()}) == 1:
             fused = _concatenate(list(quantized.values()))
-            return self._linear4.from_quantized(fused, bias)
+            return (W4A8Linear if self._rounded else W4A16Linear).from_quantized(fused, bias)
         if quantized:
             _log.warning("%s are quantized differently: this layer runs in %s", " and ".join(rows), self.dtype)
         weights = [
@@ -80,9 +78,10 @@ class WeightReader:
 
     def lm_head(self, embedding: Tensor, tied: bool) -> LinearLayer:
         """The output layer; `tied`: the embedding [V, C] itself."""
-        if tied:
-            return Linear(embedding)
-        return self.linear({"lm_head": embedding.shape[0]}, embedding.shape[1])
+        layer = Linear(embedding) if tied else self.linear({"lm_head": embedding.shape[0]}, embedding.shape[1])
+        if self._rounded and isinstance(layer, Linear):
+            return W8A8Linear.from_weight(layer.weight, layer.bias)
+        return layer
 
     def _is_quantized(self, module: str) -> bool:
         return self._checkpoint.is_quantized(module)

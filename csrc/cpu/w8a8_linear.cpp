@@ -1,0 +1,32 @@
+// w8a8_linear.cpp — int8_product.h with 8-bit weights, as of the output layer.
+#include "int8_product.h"
+
+namespace tinyserve::cpu::TINYSERVE_ISA {
+namespace {
+
+struct Columns8 {
+  const uint32_t* words;  // of k = 0
+  const float* scales;    // of group 0
+
+  static Columns8 at(const Int8LinearArgs& a, int64_t column) {
+    const int64_t tile = column / kPackColumns, within = column % kPackColumns;
+    return {.words = a.qweight + tile * a.k / 4 * kPackColumns + within,
+            .scales = static_cast<const float*>(a.qparams) + tile * (a.k / a.group_size) * kPackColumns + within};
+  }
+  static IntVec dot(IntVec sums, UintVec codes, int32_t x) { return dot4_of_bytes(sums, codes, x); }
+
+  GroupParams load_params(int64_t group) const {
+    const Vec scale = load(scales + group * kPackColumns);
+    return {.scale = scale, .scale_high = Vec{}, .offset = scale * -float(kMiddleInDot)};
+  }
+  void load_bytes(int64_t k, UintVec& even, UintVec& odd) const {
+    even = load_as<UintVec>(words + k / 4 * kPackColumns);
+    odd = load_as<UintVec>(words + (k / 4 + 1) * kPackColumns);
+  }
+};
+
+}  // namespace
+
+void w8a8_linear(const Int8LinearArgs& args) { int8_product<Columns8>(args); }
+
+}  // namespace tinyserve::cpu::TINYSERVE_ISA
