@@ -108,7 +108,8 @@ def search(args: argparse.Namespace, config: QuantConfig) -> None:
         unfinished.keep_tokens(tokens)
     say(f"calibration: {tokens.shape[0]} windows of {tokens.shape[1]} tokens")
     if not model.mapping.known:
-        say(f"{model.skeleton.config.model_type} has no mapping: each Linear is clipped on its own, nothing is scaled")
+        kind = model.skeleton.config.model_type
+        say(f"{kind} has no mapping: each Linear is clipped on its own, nothing is scaled, the rest stays in 16 bits")
     if model.skeleton.surplus:
         say(f"{len(model.skeleton.surplus)} tensors are not the language model's, such as {model.skeleton.surplus[0]}")
     device = "cuda" if torch.cuda.is_available() else "cpu"

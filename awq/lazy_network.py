@@ -36,7 +36,7 @@ class LazyNetwork:
         names = [name for name in self._stored if name.startswith(prefix)]
         self._load(open_checkpoint(self._path), names, self._device)
         try:
-            yield self.blocks[index]
+            yield self.blocks[index].to(self._device)  # its buffers
         finally:
             self._forget(names)
 

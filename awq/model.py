@@ -89,14 +89,18 @@ class ModelFolder:
         return compute_dtype(named_dtype(flag) or (torch.float16 if stored == torch.float32 else stored))
 
     def identity(self) -> ModelIdentity:
-        """What a file of search results is tied to; the widest input stands for the inner size where none is named."""
+        """What a file of search results is tied to.
+
+        Norms and biases stand for all weights, as fine-tuning changes them; the widest input for the inner size.
+        """
         config = self.skeleton.config
         linears = self.linears()
         in_first = linears[: len(self.mapping.linears(0))]
         digest = hashlib.sha256()
-        for index in range(self.num_layers):
-            for name in sorted(self.mapping.folds(index).keys() - set(linears)):
-                digest.update(self.checkpoint.tensor(f"{name}.weight").to(torch.float32).numpy().tobytes())
+        shapes = self.shapes()
+        for name in sorted(shapes, key=lambda name: (self.mapping.block_of(name), name)):
+            if len(shapes[name]) == 1:
+                digest.update(self.checkpoint.tensor(name).to(torch.float32).numpy().tobytes())
         return ModelIdentity(
             architecture=", ".join(self.checkpoint.config["architectures"]),
             hidden_size=int(config.hidden_size),

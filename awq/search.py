@@ -29,7 +29,7 @@ Method = Literal["fast", "exact"]
 class BlockSearch:
     """How every block is searched."""
 
-    architecture: ModelMap
+    mapping: ModelMap
     config: QuantConfig
     method: Method = "fast"
 
@@ -40,12 +40,12 @@ class BlockSearch:
         Raises:
             UserError: weights or activations are not finite; names the layer.
         """
-        name = self.architecture.block(index)
+        name = self.mapping.block(index)
         _check_finite(block, name)
-        with recording(block, self.architecture.groups[index], self.method == "exact", name) as record:
+        with recording(block, self.mapping.groups[index], self.method == "exact", name) as record:
             outputs = self.pass_through(block, index, inputs)
         # Experts that no token was sent to are rounded to nearest.
-        groups = [group for group in self.architecture.groups[index] if record.statistics[group].num_tokens]
+        groups = [group for group in self.mapping.groups[index] if record.statistics[group].num_tokens]
         scales = {group: self._scale(block, group, record, name) for group in groups if group.prev}
         items = [
             ScaleItem(
@@ -55,7 +55,7 @@ class BlockSearch:
             )
             for group, choice in scales.items()
         ]
-        adjust = Adjustment(SearchResults(items), self.architecture.folds(index))
+        adjust = Adjustment(SearchResults(items), self.mapping.folds(index))
         find_bounds = joint_bounds if self.method == "fast" else separate_bounds
         clips, figures = [], []
         for group in groups:
@@ -66,7 +66,7 @@ class BlockSearch:
             for layer in group.layers:
                 weight = adjust(f"{name}.{layer}.weight", _weight(block, layer))
                 bound = None
-                if layer not in self.architecture.unclipped:
+                if layer not in self.mapping.unclipped:
                     bound = find_bounds(weight, gram, self.config)
                     clips.append(ClipItem(f"{name}.{layer}", bound.cpu()))
                 ratio = None if choice is None else choice.ratio
@@ -80,7 +80,7 @@ class BlockSearch:
 
     def pass_through(self, block: nn.Module, index: int, inputs: BlockInputs) -> BlockInputs:
         """What the next block reads."""
-        return run_block(block, index, inputs, self.architecture.block(index))
+        return run_block(block, index, inputs, self.mapping.block(index))
 
     def _scale(self, block: nn.Module, group: Group, record: BlockRecord, name: str) -> ScaleChoice:
         statistics = record.statistics[group]
