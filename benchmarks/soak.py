@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--seconds", type=float, default=1800.0)
     parser.add_argument("--streams", type=int, default=16)
-    parser.add_argument("--kv-cache-bytes", type=int, default=200_000_000, help="small, so that blocks run out")
+    parser.add_argument("--kv-cache-bytes", type=int, default=60_000_000, help="small, so that blocks run out")
     args = parser.parse_args(argv)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
