@@ -13,8 +13,9 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 
 from tinyserve.config import EngineConfig, SamplingParams
-from tinyserve.engine.engine import Engine, Output, PreparedRequest
+from tinyserve.engine.engine import Engine, Output
 from tinyserve.engine.generator import EngineStats
+from tinyserve.engine.preparation import PreparedRequest
 from tinyserve.engine.request import Chunk, FinishReason
 
 _log = logging.getLogger(__name__)

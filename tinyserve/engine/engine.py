@@ -5,7 +5,6 @@ decides when a request ends. It knows no asyncio and no HTTP; async_engine.py is
 """
 
 import contextlib
-import itertools
 import logging
 import time
 from collections.abc import Sequence
@@ -17,19 +16,16 @@ from torch import Tensor
 from tinyserve.config import EngineConfig, SamplingParams
 from tinyserve.engine import kv_cache, sampler
 from tinyserve.engine.block_manager import BlockManager
-from tinyserve.engine.constraint import Constraint
-from tinyserve.engine.detokenizer import Detokenizer
 from tinyserve.engine.draw import SamplingError, take
-from tinyserve.engine.generator import CONTEXT_OVERFLOW, OUT_OF_RANGE, VALIDATION, EngineStats, RequestError
+from tinyserve.engine.generator import EngineStats
 from tinyserve.engine.logprobs import Logprobs
 from tinyserve.engine.masks import MaskThread
 from tinyserve.engine.model_runner import Due, ModelRunner
-from tinyserve.engine.ngram import NgramIndex
 from tinyserve.engine.pace import Pace
+from tinyserve.engine.preparation import Preparation, PreparedRequest
 from tinyserve.engine.request import Chunk, FinishReason, Request, Status, TokenLogprobs
-from tinyserve.engine.sampler import Sampled, SamplingState
+from tinyserve.engine.sampler import Sampled
 from tinyserve.engine.scheduler import Scheduler, Step
-from tinyserve.engine.structured_output import GrammarCompiler, GrammarError
 from tinyserve.engine.tokenizer import Tokenizer
 from tinyserve.models.llama import LlamaModel
 from tinyserve.models.loader import load_model
@@ -46,16 +42,6 @@ MASK_THREADS = {"cpu": 1, "cuda": 8}  # for grammars; the model needs the CPU's 
 
 
 @dataclass(frozen=True)
-class PreparedRequest:
-    """A request that has passed every check; making it needs no engine thread, see Engine.prepare."""
-
-    request: Request
-    detokenizer: Detokenizer
-    sampling: SamplingState
-    ngrams: NgramIndex
-
-
-@dataclass(frozen=True)
 class Output:
     request_id: int
     chunk: Chunk
@@ -67,11 +53,9 @@ class Engine:
         num_blocks = kv_cache.num_blocks(model, config, limit)
         self.context_length = min(limit, num_blocks * config.block_size)
         self.tokenizer = tokenizer
-        self._seed = config.seed
         self._model = model
-        self._grammars = GrammarCompiler(tokenizer, model.config.vocab_size)
+        self._preparation = Preparation(tokenizer, model.config.vocab_size, self.context_length, config.seed)
         self._masks = MaskThread(MASK_THREADS[model.device.type])
-        self._ids = itertools.count()
         self._requests: dict[int, PreparedRequest] = {}
         self._generated_tokens = self._cached_tokens = self._drafted_tokens = self._accepted_tokens = 0
         self._max_drafts = config.num_speculative_tokens
@@ -110,7 +94,7 @@ class Engine:
         engine = cls(config, model, Tokenizer(config.model_path))
         engine._warm_up()
         with contextlib.suppress(ValueError):  # then a request that brings a grammar is told why
-            engine._grammars.load()
+            engine._preparation.load_grammars()
         return engine
 
     def _warm_up(self) -> None:
@@ -121,7 +105,7 @@ class Engine:
 
     def _time(self, num_tokens: int) -> float:
         """Seconds that a prompt of `num_tokens` takes; leaves nothing behind."""
-        request = Request(next(self._ids), [0] * num_tokens, SamplingParams(max_new_tokens=1))
+        request = Request(-1, [0] * num_tokens, SamplingParams(max_new_tokens=1))
         self._scheduler.add(request)
         start = time.perf_counter()
         step = self._scheduler.next_step()
@@ -135,46 +119,8 @@ class Engine:
         return seconds
 
     def prepare(self, prompt: str | Sequence[int], params: SamplingParams, priority: int = 0) -> PreparedRequest:
-        """Tokenizes and checks a prompt. Touches no engine state: any thread may call it.
-
-        Args:
-            prompt: text, or token ids.
-            params: `max_new_tokens` is clipped to the room left in the context.
-            priority: requests with a lower number go first.
-
-        Raises:
-            RequestError: the prompt is empty or too long, or a parameter does not fit the model, or the grammar cannot
-                be compiled.
-        """
-        vocab_size = self._model.config.vocab_size
-        if isinstance(prompt, str) and len(prompt) > self.context_length * self.tokenizer.max_token_characters:
-            message = f"prompt of {len(prompt)} characters cannot fit in the context of {self.context_length} tokens"
-            raise RequestError(CONTEXT_OVERFLOW, message)  # megabytes take seconds to tokenize
-        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        if not prompt or not token_ids:  # of an empty text, some tokenizers make a beginning-of-sequence token
-            raise RequestError(VALIDATION, "prompt is empty")
-        for name, ids in (
-            ("prompt", token_ids),
-            ("stop_token_ids", params.stop_token_ids),
-            ("logit_bias", [token_id for token_id, _ in params.logit_bias]),
-        ):
-            wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
-            if wrong is not None:
-                raise RequestError(OUT_OF_RANGE, f"{name}: token ids must be in 0..{vocab_size - 1}, got {wrong}")
-        if len(token_ids) >= self.context_length:
-            raise RequestError(
-                CONTEXT_OVERFLOW,
-                f"prompt of {len(token_ids)} tokens leaves no room in the context of {self.context_length} tokens",
-            )
-        request_id = next(self._ids)
-        request = Request(request_id, token_ids, params, priority)
-        request.max_tokens = min(request.max_tokens, self.context_length)
-        return PreparedRequest(
-            request,
-            Detokenizer(self.tokenizer, token_ids, params.stop),
-            SamplingState(params, token_ids, self._seed + request_id, self._end_ids(params), self._constraint(params)),
-            NgramIndex(),
-        )
+        """See Preparation.prepare; any thread may call it."""
+        return self._preparation.prepare(prompt, params, priority)
 
     def add(self, prepared: PreparedRequest) -> int:
         """Queues a prepared request; returns its id."""
@@ -296,7 +242,7 @@ class Engine:
         prepared.sampling.add(token_id)
         reason: FinishReason | None = None
         text, stopped = "", False
-        if token_id in self._end_ids(request.params):
+        if token_id in prepared.end_ids:
             reason = "stop"
         else:
             text, stopped = prepared.detokenizer.add(token_id, request.num_output_tokens > request.params.min_tokens)
@@ -313,19 +259,6 @@ class Engine:
             self.abort(request.id)
         logprobs = self._with_text(token_id, sampled.logprobs)
         return Output(request.id, request.chunk(text, (token_id,), reason, logprobs=logprobs))
-
-    def _constraint(self, params: SamplingParams) -> Constraint | None:
-        if params.grammar is None:
-            return None
-        try:
-            return self._grammars.compile(params.grammar, params)
-        except GrammarError as error:
-            raise RequestError(VALIDATION, str(error)) from error
-
-    def _end_ids(self, params: SamplingParams) -> frozenset[int]:
-        """Tokens that end the text."""
-        own = self.tokenizer.eos_token_ids if not params.ignore_eos else frozenset()
-        return own.union(params.stop_token_ids) if params.stop_token_ids else own
 
     def _with_text(self, token_id: int, logprobs: Logprobs | None) -> tuple[TokenLogprobs, ...]:
         if logprobs is None:
