@@ -23,10 +23,12 @@ from tinyserve.config import EngineConfig, SamplingParams
 from tinyserve.engine import kv_cache
 from tinyserve.engine.engine import Engine
 from tinyserve.engine.tokenizer import Tokenizer
+from tinyserve.layers.linear import W4A8Linear
 from tinyserve.models.llama import LlamaModel
 from tinyserve.models.loader import load_model
 
 BANDWIDTH_ELEMENTS = 1 << 27  # fp32: 512 MB, far beyond any cache
+INT8_RATE = 4  # products of bytes in the place of one of fp32
 PEAK_SIZE = 1024  # rows, columns and depth of the matrix product
 
 
@@ -126,7 +128,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def report(result: Measurement, limits: Limits, flops_per_token: int) -> dict[str, Any]:
+def report(result: Measurement, limits: Limits, flops_per_token: float) -> dict[str, Any]:
     """Prints one row of the table; returns it with the raw figures."""
     figures = {
         "prefill_tokens_per_s": result.prefill_tokens_per_s,
@@ -156,6 +158,7 @@ def main() -> None:
         arguments.dtype,
         cpu_compute=arguments.cpu_compute,
         max_num_requests=max(arguments.batches),
+        prefix_cache=False,  # every repetition computes its prompts
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(
@@ -174,7 +177,9 @@ def main() -> None:
     print(f"limits: read {limits.read_bytes_per_s / 1e9:.1f} GB/s, fp32 {limits.flops_per_s / 1e9:.0f} GFLOP/s")
     print("batch prompt  prefill tok/s of limit  decode tok/s of limit  step ms")
     # of a prompt's tokens only the last passes lm_head
-    flops_per_token = 2 * sum(linear.num_weights for linear in model.linears[:-1])
+    flops_per_token = 2.0 * sum(linear.num_weights for linear in model.linears[:-1])
+    if isinstance(model.linears[0], W4A8Linear):
+        flops_per_token /= INT8_RATE
     rows = []
     for batch in arguments.batches:
         result = measure(engine, model, batch, arguments.prompt, arguments.new, arguments.repeats)
