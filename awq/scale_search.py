@@ -17,6 +17,7 @@ from awq.quantize import QuantConfig, fake_quantize
 
 GRID = 20
 SMALLEST_SCALE = 1e-4
+ROWS = 2048  # of a group's weights that judge a scale: each candidate costs rows x K^2
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ def gram_loss(weight: Tensor, t: Tensor, gram: Tensor, config: QuantConfig) -> f
     """
     error = scaled_error(weight, t, config)
     return float(torch.sum((error @ gram).mul_(error)))
+
+
+def some_rows(weight: Tensor) -> Tensor:
+    """At most ROWS rows of [N, K], evenly spread: a scale belongs to a column, and so many rows agree on it."""
+    return weight[:: -(-len(weight) // ROWS)]
 
 
 def best_scale(mean_abs: Tensor, loss: Callable[[Tensor], float]) -> ScaleChoice:

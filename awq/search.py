@@ -20,7 +20,7 @@ from awq.layer_figures import measure
 from awq.model_map import ModelMap
 from awq.quantize import QuantConfig
 from awq.results import ClipItem, ScaleItem, SearchResults
-from awq.scale_search import ScaleChoice, best_scale, gram_loss, scaled_error
+from awq.scale_search import ScaleChoice, best_scale, gram_loss, scaled_error, some_rows
 
 Method = Literal["fast", "exact"]
 
@@ -87,7 +87,7 @@ class BlockSearch:
         mean_abs = group.shared_mean(statistics.mean_abs())
         try:
             if self.method == "fast":
-                weight = torch.cat([_weight(block, layer).float() for layer in group.layers])
+                weight = some_rows(torch.cat([_weight(block, layer) for layer in group.layers])).float()
                 gram = statistics.mean_gram()
                 choice = best_scale(mean_abs, lambda t: gram_loss(weight, group.spread(t), gram, self.config))
             else:

@@ -29,11 +29,16 @@ def describe() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
+    """As the system calls it; with family and model where that name stands for several generations."""
     try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+        text = ""
+    facts = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.+?)\s*$", text, re.MULTILINE))
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in facts and not re.search(r"\d", name):
+        name += f" (family {facts['cpu family']}, model {facts['model']})"
+    return name
 
 
 def write_results(name: str, results: dict[str, Any], path: Path | None = None) -> Path:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from awq.quantize import QuantConfig, fake_quantize
-from awq.scale_search import best_scale, candidates, gram_loss
+from awq.scale_search import best_scale, candidates, gram_loss, some_rows
 
 CONFIG = QuantConfig(4, 32)
 
@@ -55,3 +55,11 @@ def test_best_scale_is_the_argmin_and_never_worse_than_none() -> None:
 def test_no_finite_loss_is_an_error() -> None:
     with pytest.raises(ValueError, match="no scale gives a finite error"):
         best_scale(torch.ones(4), lambda t: math.nan)
+
+
+@pytest.mark.parametrize(("n", "expected"), [(5, 5), (2048, 2048), (2049, 1025), (28672, 2048)])
+def test_of_many_rows_some_are_taken_evenly(n: int, expected: int) -> None:
+    rows = some_rows(torch.arange(n).view(n, 1)).flatten()
+    assert len(rows) == expected
+    assert len(set(rows.diff().tolist())) == 1
+    assert rows[0] == 0

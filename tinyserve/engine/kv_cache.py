@@ -4,8 +4,9 @@ It decides sizes. Which block belongs to whom is block_manager.py's business, wh
 """
 
 import logging
+import math
+import mmap
 
-import numpy as np
 import torch
 
 from tinyserve.config import EngineConfig
@@ -57,9 +58,9 @@ def allocate(model: LlamaModel, count: int, block_size: int) -> list[LayerCache]
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    # NumPy's zeros are pages that the system maps on first touch: a large cache costs nothing until it is used.
-    flat = np.zeros(int(np.prod(shape)) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(flat).view(dtype).view(shape)
+    # Pages that the system maps on first touch: a large cache costs nothing until it is used. An allocator would hand
+    # out memory that was freed earlier, and clear it.
+    return torch.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)
 
 
 def _default_bytes(device: torch.device) -> int:
