@@ -8,7 +8,7 @@ models, so it is measured all the time. It knows numbers of tokens and seconds; 
 
 import math
 
-MIN_TOKENS = 8  # a prompt moves on even where one token of it costs more than a whole decode step
+MIN_TOKENS = 2  # a prompt moves on even where one token of it costs more than a whole decode step
 SMOOTHING = 0.2  # weight of the newest step
 MAX_JUMP = 2.0  # what is further from the estimate was held up, or compared with what was, and counts as so far
 
