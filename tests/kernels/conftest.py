@@ -1,8 +1,8 @@
 """Runs every kernel test on each backend that this machine has.
 
 The fixture `device` names where a test puts its tensors. Its parameters also choose what computes: the CPU's best
-instruction set, its portable kernels, the GPU, or, for ops with a CUDA kernel, that kernel run by the emulator with its
-threads in two different orders.
+instruction set and every narrower one, the GPU, or, for ops with a CUDA kernel, that kernel run by the emulator with
+its threads in two different orders.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +27,9 @@ def emulated_kernel(name: str, device: str) -> Callable[..., Any]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "device" not in metafunc.fixturenames:
         return
-    backends = ["cpu", "cpu-portable"]
+    info = ops.build_info()  # the instruction sets, best first: a machine has all that follow its own
+    narrower = info["cpu_isas"][info["cpu_isas"].index(info["cpu_isa"]) + 1 :] if info["cpu_isa"] else []
+    backends = ["cpu", *(f"cpu-{isa}" for isa in narrower)]
     op = Path(str(metafunc.module.__file__)).stem.removeprefix("test_")
     if (ROOT / "csrc/cuda" / f"{op}.cu").exists():
         backends += ["emulated-1", "emulated-2"]
