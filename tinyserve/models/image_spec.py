@@ -1,0 +1,192 @@
+"""How a LLaVA model wants its images, and how many tokens of a prompt each becomes.
+
+It decides sizes and counts only, from the checkpoint's configuration; it knows no pixels, no weights and no tensors.
+Both of LLaVA's configurations are read: the original one (`image_aspect_ratio`, `mm_patch_merge_type`) and Hugging
+Face's (`text_config`, `vision_config`, with the image processor's own file).
+"""
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+ASPECT_RATIOS = ("square", "pad", "anyres")
+MERGES = ("flat", "spatial", "spatial_unpad")
+
+_BICUBIC = 3  # PIL's number
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_HALF = (0.5, 0.5, 0.5)
+
+_Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """Pixels are counted as (width, height) everywhere; a tile is one square input of the vision tower."""
+
+    image_size: int  # S, side of a tile in px
+    grid: int  # patches along a side of a tile
+    tile_tokens: int  # features that the tower gives for a tile: grid * grid, one more with the class token
+    mean: _Triple
+    std: _Triple
+    resample: int = _BICUBIC  # PIL.Image.Resampling
+    rescale: float = 1 / 255
+    center_crop: bool = True  # the shortest edge becomes S, then the middle is cut out; else both sides become S
+    aspect_ratio: str = "square"  # ASPECT_RATIOS
+    pinpoints: tuple[tuple[int, int], ...] = ()  # anyres: the (width, height) that an image may be fitted into, in px
+    merge: str = "flat"  # MERGES: how the tiles of an anyres image become one sequence
+    newline: bool = False  # a learnt vector after every row of the merged tiles
+
+    @classmethod
+    def from_hf(
+        cls,
+        config: Mapping[str, Any],
+        preprocessor: Mapping[str, Any] | None = None,
+        vision_config: Mapping[str, Any] | None = None,
+    ) -> "ImageSpec":
+        """Reads config.json of either layout.
+
+        Args:
+            config: the model's.
+            preprocessor: preprocessor_config.json, beside the model or its tower; None: what the tower's kind uses.
+            vision_config: the tower's own; None: `config["vision_config"]`.
+
+        Raises:
+            ValueError: a field is missing, of the wrong type, or asks for something that is not supported.
+        """
+        tower = vision_config or config.get("vision_config") or {}
+        size, patch = (_positive(tower, name) for name in ("image_size", "patch_size"))
+        is_siglip = str(tower.get("model_type", "")).startswith("siglip")
+        is_hf = isinstance(config.get("text_config"), Mapping)
+        grid = size // patch
+        given = preprocessor or {}
+        aspect_ratio = _hf_aspect_ratio(config, given) if is_hf else config.get("image_aspect_ratio") or "square"
+        merge = "spatial_unpad" if is_hf else config.get("mm_patch_merge_type") or "flat"
+        _check_one_of("image_aspect_ratio", aspect_ratio, ASPECT_RATIOS)
+        _check_one_of("mm_patch_merge_type", merge, MERGES)
+        anyres = aspect_ratio == "anyres"
+        return cls(
+            image_size=size,
+            grid=grid,
+            tile_tokens=_tile_tokens(config, grid, is_siglip),
+            mean=_triple(given, "image_mean", _HALF if is_siglip else _CLIP_MEAN),
+            std=_triple(given, "image_std", _HALF if is_siglip else _CLIP_STD),
+            resample=int(given.get("resample", _BICUBIC)),
+            rescale=float(given.get("rescale_factor", 1 / 255)),
+            center_crop=bool(given.get("do_center_crop", not is_siglip)),
+            aspect_ratio=aspect_ratio,
+            pinpoints=_pinpoints(config, size, height_first=is_hf) if anyres else (),
+            merge=merge if anyres else "flat",
+            newline=anyres and merge == "spatial_unpad",
+        )
+
+    def num_tokens(self, width: int, height: int) -> int:
+        """Tokens that an image of this size (px, before any processing) becomes."""
+        if self.aspect_ratio != "anyres":
+            return self.tile_tokens
+        if self.merge != "spatial_unpad":
+            return self.tile_tokens * self.num_tiles(width, height)
+        _, _, rows, columns = self.unpadded(width, height)
+        return self.tile_tokens + rows * (columns + int(self.newline))
+
+    def num_tiles(self, width: int, height: int) -> int:
+        """Inputs of the tower: the whole image, and with anyres the tiles of its best resolution."""
+        if self.aspect_ratio != "anyres":
+            return 1
+        columns, rows = self.tiles(width, height)
+        return 1 + columns * rows
+
+    def tiles(self, width: int, height: int) -> tuple[int, int]:
+        """anyres: (columns, rows) of tiles that the fitted image is cut into."""
+        best_width, best_height = self.best_resolution(width, height)
+        return best_width // self.image_size, best_height // self.image_size
+
+    def best_resolution(self, width: int, height: int) -> tuple[int, int]:
+        """anyres: the pinpoint (width, height) that keeps most of the image's pixels, then wastes the fewest.
+
+        The rule is LLaVA's select_best_resolution; of equals the first wins.
+        """
+
+        def kept_and_wasted(pinpoint: tuple[int, int]) -> tuple[int, int]:
+            scale = min(pinpoint[0] / width, pinpoint[1] / height)
+            kept = min(int(width * scale) * int(height * scale), width * height)
+            return kept, kept - pinpoint[0] * pinpoint[1]
+
+        return max(self.pinpoints, key=kept_and_wasted)
+
+    def unpadded(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """spatial_unpad: (top, left, rows, columns) of the patches that show the image and not its padding.
+
+        The rule is that of unpad_image in transformers' modeling_llava_next (LLaVA's own without the rounding to 7
+        digits, which only undoes errors of the floating point division).
+        """
+        tiles_x, tiles_y = self.tiles(width, height)
+        columns, rows = tiles_x * self.grid, tiles_y * self.grid
+        if width / height > columns / rows:
+            top = (rows - int(round(height * (columns / width), 7))) // 2
+            return top, 0, rows - 2 * top, columns
+        left = (columns - int(round(width * (rows / height), 7))) // 2
+        return 0, left, rows, columns - 2 * left
+
+
+def _hf_aspect_ratio(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> str:
+    if config.get("image_grid_pinpoints"):
+        return "anyres"
+    return (
+        "pad"
+        if preprocessor.get("image_processor_type", "").startswith("Llava") and preprocessor.get("do_pad")
+        else "square"
+    )
+
+
+def _tile_tokens(config: Mapping[str, Any], grid: int, is_siglip: bool) -> int:
+    """Patches of a tile, with the class token or without the first feature as the configuration's field says."""
+    patches, with_class = grid * grid, grid * grid + int(not is_siglip)
+    if "vision_feature_select_strategy" in config:
+        strategy = config["vision_feature_select_strategy"]
+        _check_one_of("vision_feature_select_strategy", strategy, ("default", "full"))
+        return with_class - 1 if strategy == "default" else with_class
+    feature = config.get("mm_vision_select_feature") or "patch"
+    _check_one_of("mm_vision_select_feature", feature, ("patch", "cls_patch"))
+    return patches if feature == "patch" else with_class
+
+
+def _pinpoints(config: Mapping[str, Any], size: int, height_first: bool) -> tuple[tuple[int, int], ...]:
+    """(width, height) of each; LLaVA stores that order, Hugging Face's configuration (height, width)."""
+    stored = config.get("image_grid_pinpoints")
+    if isinstance(stored, str):
+        try:
+            stored = ast.literal_eval(stored)
+        except (ValueError, SyntaxError):
+            stored = None
+    allowed = f"a list of pairs of multiples of the tower's {size} px"
+    if not isinstance(stored, list | tuple) or not stored:
+        raise ValueError(f"config.json: image_grid_pinpoints must be {allowed}, got {stored!r}")
+    for pair in stored:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(_is_multiple(side, size) for side in pair):
+            raise ValueError(f"config.json: image_grid_pinpoints must be {allowed}, got {pair!r}")
+    return tuple((pair[1], pair[0]) if height_first else (pair[0], pair[1]) for pair in stored)
+
+
+def _is_multiple(side: object, size: int) -> bool:
+    return isinstance(side, int) and side > 0 and side % size == 0
+
+
+def _positive(config: Mapping[str, Any], name: str) -> int:
+    value = config.get(name)
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"vision_config: {name} must be a positive integer, got {value!r}")
+    return value
+
+
+def _triple(preprocessor: Mapping[str, Any], name: str, default: _Triple) -> _Triple:
+    value = preprocessor.get(name, default)
+    if not isinstance(value, list | tuple) or len(value) != 3 or not all(isinstance(x, int | float) for x in value):
+        raise ValueError(f"preprocessor_config.json: {name} must be three numbers, got {value!r}")
+    return float(value[0]), float(value[1]), float(value[2])
+
+
+def _check_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"config.json: {name} must be one of {', '.join(allowed)}, got {value!r}")
