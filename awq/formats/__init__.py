@@ -13,9 +13,10 @@ from awq.formats import auto_awq, compressed_tensors, gptq
 from awq.formats.auto_awq import write_awq_folder
 from awq.formats.checkpoint import Checkpoint, CheckpointError, Layout, dequantized_state
 from awq.formats.compressed_tensors import write_compressed_tensors_folder
+from awq.formats.json_file import read_json
 from awq.formats.output import check_output
 from awq.formats.pt_file import read_llm_awq, write_llm_awq_v2
-from awq.formats.safetensors_folder import SafetensorsFolder, read_json
+from awq.formats.weights_folder import WeightsFolder
 from awq.quantize import QuantConfig, QuantizedTensor
 
 __all__ = [
@@ -82,7 +83,7 @@ def open_checkpoint(model_path: Path, quant_path: Path | None = None) -> Checkpo
 
 
 def _open_folder(folder: Path, config: dict[str, Any]) -> Checkpoint:
-    source = SafetensorsFolder(folder)
+    source = WeightsFolder(folder)
     quantization = _quantization_config(config)
     if quantization is None:
         return Checkpoint(config, source)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from awq.formats.contents import KERNEL_K, check_config, plain_tensors, quantized_tensors, storage_dtype, tied_names
+from awq.formats.json_file import read_json
 from awq.formats.output import SHARD_BYTES, check_output, copy_companions, new_folder, write_config, write_shards
-from awq.formats.safetensors_folder import INDEX_FILE, WEIGHTS_FILE, SafetensorsFolder, read_json
+from awq.formats.weights_folder import WeightsFolder, find_weights
 from awq.quantize import QuantConfig, QuantizedTensor
 
 Encoder = Callable[[QuantizedTensor], Mapping[str, Tensor]]
@@ -74,9 +75,8 @@ def write_model_folder(
 
 
 def _stored_names(source: Path, state: Mapping[str, Tensor]) -> frozenset[str]:
-    """The source's tensor names; where its weights are not in safetensors, as if it stored the whole state."""
-    has_safetensors = (source / WEIGHTS_FILE).is_file() or (source / INDEX_FILE).is_file()
-    return frozenset(SafetensorsFolder(source).names() if has_safetensors else state)
+    """The source's tensor names; where it holds no weights, as if it stored the whole state."""
+    return frozenset(WeightsFolder(source).names() if find_weights(source) else state)
 
 
 def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from awq.errors import UserError
-from awq.formats.safetensors_folder import INDEX_FILE, WEIGHTS_FILE
+from awq.formats.weights_folder import INDEX_FILE, WEIGHTS_FILE
 
 SHARD_BYTES = 1_000_000_000  # one shard is in memory at a time
 

@@ -1,59 +1,30 @@
 """llm-awq's `.pt` files: one pickled state dict of the whole model, layouts as in llm_awq.py.
 
-The group size is in no field: it follows from how many groups have scales. Files are read as data only, never unpickled
-as code. Knows no model.
+The group size is in no field: it follows from how many groups have scales. Knows no model.
 """
 
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from awq.formats.checkpoint import CheckpointError, Layout, TensorInfo
+from awq.formats.checkpoint import CheckpointError, Layout
 from awq.formats.contents import check_config, plain_tensors, quantized_tensors, storage_dtype
 from awq.formats.llm_awq import INTERLEAVE, K_STRIDE, V1, V2, encode_v2
 from awq.formats.output import new_file, own_memory, save_pt
+from awq.formats.pickled_file import PickledFile
 from awq.quantize import QuantConfig, QuantizedTensor
 
 
-class PtFile:
-    """The tensors of a `.pt` state dict, mapped from the file where its format allows.
-
-    Raises:
-        CheckpointError: damaged, not a state dict, or holding more than tensors.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._tensors = _load(path)
-
-    def __str__(self) -> str:
-        return str(self._path)
-
-    def names(self) -> list[str]:
-        return list(self._tensors)
-
-    def info(self, name: str) -> TensorInfo:
-        tensor = self._tensors[name]
-        return TensorInfo(tensor.dtype, tuple(tensor.shape))
-
-    def tensor(self, name: str) -> Tensor:
-        return self._tensors[name]
-
-    def file_of(self, name: str) -> str:
-        return str(self._path)
-
-
-def read_llm_awq(path: Path) -> tuple[PtFile, Layout, QuantConfig]:
+def read_llm_awq(path: Path) -> tuple[PickledFile, Layout, QuantConfig]:
     """Opens a `.pt` file and finds out its layout and group size.
 
     Raises:
-        CheckpointError: as PtFile, or nothing in it is quantized.
+        CheckpointError: as PickledFile, or nothing in it is quantized.
     """
-    source = PtFile(path)
+    source = PickledFile(path)
     codes = [name for name in source.names() if name.endswith(".qweight")]
     if not codes:
         raise CheckpointError(f"{path}: no tensor ends in .qweight, so nothing in it is quantized")
@@ -72,7 +43,7 @@ def read_llm_awq(path: Path) -> tuple[PtFile, Layout, QuantConfig]:
     return source, layout, QuantConfig(4, -1 if groups == 1 else k // groups)
 
 
-def _matrix_shape(source: PtFile, name: str) -> tuple[int, int]:
+def _matrix_shape(source: PickledFile, name: str) -> tuple[int, int]:
     shape = source.info(name).shape
     if len(shape) != 2:
         raise CheckpointError(f"{source}: {name} must be a matrix, got shape {list(shape)}")
@@ -114,25 +85,6 @@ def write_llm_awq_v2(
             for suffix, tensor in encode_v2(weight).items():
                 tensors[f"{module}.{suffix}"] = _spooled(tensor, path)
         save_pt(tensors, path)
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        # Only zip archives, which torch writes since 1.6, can be mapped. Damaged bytes raise nearly anything.
-        with path.open("rb") as file:
-            zipped = file.read(4) == b"PK\x03\x04"
-        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"{path}: not a complete .pt file of tensors only: {reason[0]}") from error
-    if isinstance(content, dict) and {"scale", "clip"} <= content.keys():
-        raise CheckpointError(f"{path}: holds search results, not weights; awq.entry --load_awq applies them")
-    if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"{path}: must hold a state dict, got {type(content).__name__}")
-    for name, tensor in content.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{path}: entry {name!r} must be a tensor, got {type(tensor).__name__}")
-    return dict(content)
 
 
 def _equal_matrix(tensor: Tensor, others: Iterable[Tensor]) -> Tensor | None:

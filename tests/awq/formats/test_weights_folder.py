@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from awq.formats.checkpoint import CheckpointError
-from awq.formats.safetensors_folder import SafetensorsFolder, read_json
+from awq.formats.json_file import read_json
+from awq.formats.weights_folder import WeightsFolder
 
 A, B = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
@@ -26,7 +27,7 @@ def write_index(folder: Path, weight_map: object) -> None:
 
 
 def test_shards(sharded: Path) -> None:
-    folder = SafetensorsFolder(sharded)
+    folder = WeightsFolder(sharded)
     assert folder.names() == ["a", "b"]
     assert torch.equal(folder.tensor("a"), torch.arange(6.0).view(2, 3))
     assert folder.info("b").dtype == torch.bfloat16
@@ -50,13 +51,13 @@ def test_shards(sharded: Path) -> None:
 def test_refuses_an_index_that_does_not_fit(sharded: Path, weight_map: object, message: str) -> None:
     write_index(sharded, weight_map)
     with pytest.raises(CheckpointError, match=message):
-        SafetensorsFolder(sharded)
+        WeightsFolder(sharded)
 
 
 def test_refuses_a_tensor_in_two_shards(sharded: Path) -> None:
     save_file({"a": torch.zeros(1), "b": torch.zeros(1)}, sharded / B)
     with pytest.raises(CheckpointError, match=f"{B}: tensor a is also in {A}"):
-        SafetensorsFolder(sharded)
+        WeightsFolder(sharded)
 
 
 def test_refuses_damaged_files(tmp_path: Path) -> None:
@@ -77,16 +78,36 @@ def test_refuses_damaged_files(tmp_path: Path) -> None:
     for what, content in damaged.items():
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=r"model\.safetensors: not a complete safetensors file") as caught:
-            SafetensorsFolder(tmp_path)
+            WeightsFolder(tmp_path)
         assert f"it has {len(content)} bytes" in str(caught.value), what
 
 
 def test_says_which_weights_are_not_read(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor model\.safetensors\.index\.json"):
-        SafetensorsFolder(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"found pytorch_model\.bin, but only safetensors are read"):
-        SafetensorsFolder(tmp_path)
+    with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor pytorch_model\.bin is there, nor an"):
+        WeightsFolder(tmp_path)
+    (tmp_path / "consolidated.00.pth").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"found consolidated\.00\.pth$"):
+        WeightsFolder(tmp_path)
+
+
+def test_pickled_shards(tmp_path: Path) -> None:
+    a, b = "pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"
+    torch.save({"a": torch.nn.Parameter(torch.arange(6.0).view(2, 3))}, tmp_path / a)
+    torch.save({"b": torch.ones(4, dtype=torch.bfloat16)}, tmp_path / b, _use_new_zipfile_serialization=False)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": a, "b": b}}))
+    folder = WeightsFolder(tmp_path)
+    assert folder.names() == ["a", "b"]
+    assert torch.equal(folder.tensor("a"), torch.arange(6.0).view(2, 3))
+    assert not folder.tensor("a").requires_grad
+    assert str(folder.info("b")) == "bfloat16 [4]"
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    assert WeightsFolder(tmp_path).names() == ["a"]  # safetensors come first
+
+
+def test_pickled_code_is_not_run(tmp_path: Path) -> None:
+    torch.save({"a": print}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: not a complete file of tensors only"):
+        WeightsFolder(tmp_path)
 
 
 @pytest.mark.parametrize(
