@@ -177,9 +177,10 @@ def test_a_context_longer_than_the_model_s_is_refused(tmp_path: Path) -> None:
     [
         (
             {"architectures": ["GPT2LMHeadModel"]},
-            "architectures must name one of LlamaForCausalLM, got GPT2LMHeadModel",
+            "architectures must name one of LlamaForCausalLM, .*, got GPT2LMHeadModel",
         ),
-        ({"architectures": None}, "architectures must name one of LlamaForCausalLM, got none"),
+        ({"architectures": None}, "architectures must name one of LlamaForCausalLM, .*, got none"),
+        ({"sliding_window": "256"}, "sliding_window must be a positive integer or null, got '256'"),
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu', got 'gelu'"),
         ({"num_key_value_heads": 3}, "num_key_value_heads must be a divisor of num_attention_heads 4, got 3"),
         ({"hidden_size": None}, "hidden_size must be an integer, got None"),

@@ -1,10 +1,12 @@
 """The Llama architecture: pre-norm attention and gated MLP blocks, over a flat batch of tokens.
 
-It knows shapes and order of operations. Where weights come from and in which format is models/weights.py's business;
-which tokens are in the batch and where their keys and values lie is the engine's.
+Mistral and Qwen2 are the same but for what their configurations say (biases, a sliding window). It knows shapes and
+order of operations. Where weights come from and in which format is models/weights.py's business; which tokens are in
+the batch and where their keys and values lie is the engine's.
 """
 
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +20,10 @@ from tinyserve.layers.linear import LinearLayer
 from tinyserve.layers.mlp import GatedMLP
 from tinyserve.layers.norm import RMSNorm
 from tinyserve.layers.rope import RopeConfig, cos_sin_table
+from tinyserve.models.image_spec import ImageSpec
 from tinyserve.models.weights import WeightReader
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,32 @@ class LlamaConfig:
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             vocab_size=config["vocab_size"],
-            context_length=config["max_position_embeddings"],
+            context_length=_context_length(config),
             norm_eps=float(config.get("rms_norm_eps") or 1e-6),
             tie_embeddings=bool(config.get("tie_word_embeddings", False)),
             rope=RopeConfig.from_hf(config, head_dim),
         )
+
+
+def _context_length(config: Mapping[str, Any]) -> int:
+    """Positions; no more than a sliding window holds, for within it attention to the window is attention to all."""
+    positions: int = config["max_position_embeddings"]
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    if window is None:
+        return positions
+    if not isinstance(window, int) or window < 1:
+        raise ValueError(f"config.json: sliding_window must be a positive integer or null, got {window!r}")
+    if window < positions:
+        _log.info("the context is limited to the sliding window of %d tokens, of %d positions", window, positions)
+    return min(window, positions)
+
+
+@dataclass(frozen=True, eq=False)
+class Inserted:
+    """Rows of a flat batch that are no tokens of the vocabulary: what an image has become."""
+
+    rows: Tensor  # int64 [P], in the flat batch
+    embeddings: Tensor  # [P, C], in the dtype of the activations
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +117,8 @@ class LlamaLayer:
 class LlamaModel:
     """Token ids in, logits out. Every weight is already on its device, in the dtype of the activations or packed."""
 
+    image_spec: ImageSpec | None = None  # this one knows text only
+
     def __init__(self, config: LlamaConfig, weights: WeightReader, num_positions: int) -> None:
         self.config = config
         self.num_positions = num_positions
@@ -110,7 +138,12 @@ class LlamaModel:
 
     @torch.inference_mode()
     def forward(
-        self, token_ids: Tensor, layout: BatchLayout, caches: Sequence[LayerCache], rows: Tensor | None = None
+        self,
+        token_ids: Tensor,
+        layout: BatchLayout,
+        caches: Sequence[LayerCache],
+        rows: Tensor | None = None,
+        inserted: Inserted | None = None,
     ) -> Tensor:
         """Runs the layers and writes the tokens' keys and values into `caches`.
 
@@ -119,11 +152,14 @@ class LlamaModel:
             layout: where the tokens stand.
             caches: one per layer.
             rows: int [R], tokens whose output is wanted; None: all T.
+            inserted: rows of the batch that take these embeddings in place of their token's.
 
         Returns:
             The final hidden states [R, C], normalised.
         """
         residual = F.embedding(token_ids, self.embedding)
+        if inserted is not None:
+            residual.index_copy_(0, inserted.rows, inserted.embeddings)
         delta: Tensor | None = None
         for layer, cache in zip(self.layers, caches, strict=True):
             delta = layer(delta, residual, layout, cache)
@@ -136,6 +172,17 @@ class LlamaModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, C] -> [R, V], in the dtype of the activations."""
         return self.lm_head(hidden)
+
+    def encode_images(self, images: Sequence[tuple[Tensor, tuple[int, int]]]) -> list[Tensor]:
+        """What images become in a prompt; a model with an `image_spec` can do it, see models/llava.py.
+
+        Args:
+            images: pixels fp32 [tiles, 3, S, S] as `image_spec` says, and the original's (width, height) in px.
+
+        Returns:
+            For each [P, C], P being `image_spec.num_tokens(width, height)`.
+        """
+        raise ValueError("the model takes text only, no images")
 
 
 def _norm(config: LlamaConfig, weights: WeightReader, name: str) -> RMSNorm:

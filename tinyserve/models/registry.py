@@ -10,6 +10,8 @@ from tinyserve.models.llama import LlamaConfig, LlamaModel
 
 MODELS: dict[str, tuple[type[LlamaConfig], type[LlamaModel]]] = {
     "LlamaForCausalLM": (LlamaConfig, LlamaModel),
+    "MistralForCausalLM": (LlamaConfig, LlamaModel),
+    "Qwen2ForCausalLM": (LlamaConfig, LlamaModel),
 }
 
 
