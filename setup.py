@@ -197,7 +197,7 @@ extensions = [
 if shutil.which("nvcc") and sources("csrc/cuda/*.cu"):
     extensions.append(Extension("tinyserve._cuda", sources=[], py_limited_api=True))
 
-TEST = ["pytest", "pytest-asyncio", "httpx", "hypothesis", "jsonschema", "regex"]
+TEST = ["pytest", "pytest-asyncio", "httpx", "hypothesis", "jsonschema", "regex", "peft", "bitsandbytes"]
 LINT = ["ruff", "mypy", "clang-format", "types-requests", "types-tqdm"]
 
 setup(
@@ -229,6 +229,12 @@ setup(
         "prometheus-client",
         "llguidance>=1.7",
     ],
-    extras_require={"test": TEST + LINT, "eval": ["lm-eval>=0.4.13", "datasets"], "plots": ["matplotlib"]},
+    extras_require={
+        "test": TEST + LINT,
+        "eval": ["lm-eval>=0.4.13", "datasets"],
+        "plots": ["matplotlib"],
+        "lora": ["peft"],
+        "bitsandbytes": ["bitsandbytes"],
+    },
     entry_points={"console_scripts": ["tinyserve = tinyserve.__main__:main"]},
 )

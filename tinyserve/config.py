@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 Precision = Literal["W4A16", "W16A16"]
 CpuCompute = Literal["int8", "exact"]
+LoadIn = Literal["8bit", "4bit"]  # bitsandbytes' LLM.int8 and NF4
 DtypeName = Literal["auto", "float16", "bfloat16", "float32"]
 GrammarKind = Literal["json_schema", "regex", "grammar"]  # the last one in Lark or GBNF
 
@@ -119,6 +120,8 @@ class EngineConfig:
     model_path: Path
     quant_path: Path | None = None  # W4A16 linear layers from here; None: from model_path itself
     precision: Precision = "W4A16"
+    model_base: Path | None = None  # the 16-bit model that model_path, an adapter or a projector, belongs to
+    load_in: LoadIn | None = None  # 16-bit linear layers are quantized by bitsandbytes at load
     dtype: DtypeName = "auto"  # of activations and KV cache; auto: the checkpoint's
     device: str = "auto"  # auto: cuda where there is one, else cpu
     cpu_compute: CpuCompute = "int8"  # with 4-bit weights: activations and output layer in 8 bits, or as they are
@@ -134,6 +137,14 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _check(self.precision in get_args(Precision), "precision", self.precision, "W4A16 or W16A16")
+        if self.load_in is not None:
+            _check(self.load_in in get_args(LoadIn), "load_in", self.load_in, "8bit or 4bit")
+            _check(
+                self.precision == "W16A16",
+                "precision",
+                self.precision,
+                f"W16A16 with --load-{self.load_in}, which quantizes 16-bit weights",
+            )
         _check(self.dtype in get_args(DtypeName), "dtype", self.dtype, ", ".join(get_args(DtypeName)))
         _check(self.cpu_compute in get_args(CpuCompute), "cpu_compute", self.cpu_compute, "int8 or exact")
         _check(self.block_size in (8, 16, 32, 64, 128), "block_size", self.block_size, "8, 16, 32, 64 or 128")

@@ -93,11 +93,11 @@ def test_a_missing_folder_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_worker_that_cannot_load_ends_the_command_with_its_message(tmp_path: Path) -> None:
-    flags = ["serve", str(tmp_path), "--port", str(free_port()), "--worker-port", str(free_port()), "--load-4bit"]
+    flags = ["serve", str(tmp_path), "--port", str(free_port()), "--worker-port", str(free_port()), "--block-size", "7"]
     with start("tinyserve", flags) as server:
         assert server.process.wait(60) == 1
         output = server.output()
-    assert "tinyserve worker: error: --load-4bit" in output
+    assert "tinyserve worker: error: block_size must be" in output
     assert "the worker could not be started" in output
     assert "Traceback" not in output
 

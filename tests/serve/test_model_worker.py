@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 import requests
+import tiny_adapter
 import tiny_llama
+import tiny_model
 from serve.fleet import PROMPT, Fleet, Member, answer, open_stream, records_of
 
 from benchmarks.servers import wait_until
@@ -67,14 +70,29 @@ def test_llm_awqs_arguments_by_name() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model_base": "base"}, "--model-base base"),
-        ({"load_8bit": True}, "--load-8bit"),
-        ({"load_4bit": True}, "--load-4"),
+        ({"model_base": "base"}, "--model-base .*base is for an adapter .*; --model-path .*model holds neither"),
+        ({"load_8bit": True, "load_4bit": True}, "--load-8bit and --load-4bit: give one of them"),
+        ({"load_4bit": True, "precision": "W4A16"}, "precision must be W16A16 with --load-4bit, which .*, got 'W4A16'"),
     ],
 )
-def test_what_cannot_be_loaded_yet_is_refused(options: dict[str, Any], message: str) -> None:
+def test_contradictory_ways_of_loading_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    folder = tiny_llama.save(tmp_path / "model")
+    shutil.copytree(folder, tmp_path / "base")
+    if "model_base" in options:
+        options = {"model_base": tmp_path / options["model_base"]}
     with pytest.raises(ValueError, match=message):
-        make_worker(**options)
+        ModelWorker(CONTROLLER, WORKER, "abc", True, folder, **options)
+
+
+async def test_an_adapter_is_served_by_llavas_arguments(tmp_path: Path) -> None:
+    base = tiny_model.save(tmp_path / "base")
+    adapter = tiny_adapter.save(base, tmp_path / "checkpoints" / "checkpoint-20")
+    worker = ModelWorker(CONTROLLER, WORKER, "abc", True, str(adapter), str(base), None, False, True, "cpu", False)
+    assert worker.model_names == ["checkpoints_checkpoint-20"]
+    params = {"prompt": "abc", "temperature": 0, "max_new_tokens": 3, "ignore_eos": True, "echo": False}
+    records = [json.loads(record.removesuffix(b"\0")) async for record in worker.stream(params)]
+    assert records[-1]["usage"]["completion_tokens"] == 3
+    await worker.close()
 
 
 @pytest.mark.parametrize(
@@ -329,7 +347,7 @@ def refuses(worker: Member) -> bool:
         (["--model-path", ".", "--port", "70000"], ["--port", "between 0 and 65535", "70000"]),
         (["--model-path", ".", "--host", "no.such.host.invalid"], ["--host", "no.such.host.invalid"]),
         (["--model-path", ".", "--max-num-requests", "0"], ["max_num_requests", "between 1 and 4096"]),
-        (["--model-path", ".", "--load-4bit"], ["--load-4bit", "awq.entry"]),
+        (["--model-path", ".", "--load-4bit", "--load-8bit"], ["--load-4bit", "--load-8bit", "give one"]),
     ],
 )
 def test_a_wrong_flag_is_one_line_and_exit_code_1(

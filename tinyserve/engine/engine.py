@@ -29,6 +29,7 @@ from tinyserve.engine.scheduler import Scheduler, Step
 from tinyserve.engine.tokenizer import Tokenizer
 from tinyserve.models.llama import LlamaModel
 from tinyserve.models.loader import load_model
+from tinyserve.models.opening import tokenizer_folder
 
 _log = logging.getLogger(__name__)
 
@@ -90,8 +91,10 @@ class Engine:
             device,
             config.max_context,
             config.cpu_compute,
+            config.model_base,
+            config.load_in,
         )
-        engine = cls(config, model, Tokenizer(config.model_path))
+        engine = cls(config, model, Tokenizer(tokenizer_folder(config.model_path, config.model_base)))
         engine._warm_up()
         with contextlib.suppress(ValueError):  # then a request that brings a grammar is told why
             engine._preparation.load_grammars()

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
-from awq.formats import open_checkpoint
-from tinyserve.config import CpuCompute, DtypeName, Precision
+from awq.formats import Checkpoint
+from tinyserve.config import CpuCompute, DtypeName, LoadIn, Precision
 from tinyserve.models import registry
 from tinyserve.models.llama import LlamaModel
+from tinyserve.models.opening import open_model, stored_in_bitsandbytes
 from tinyserve.models.weights import WeightReader
 
 _log = logging.getLogger(__name__)
@@ -27,11 +28,13 @@ def load_model(
     device: str = "cpu",
     max_context: int | None = None,
     cpu_compute: CpuCompute = "exact",
+    model_base: Path | None = None,
+    load_in: LoadIn | None = None,
 ) -> LlamaModel:
     """Loads a checkpoint into the definition of its architecture.
 
     Args:
-        model_path: Hugging Face folder.
+        model_path: Hugging Face folder; or, with a model_base, an adapter or projector.
         quant_path: 4-bit linear layers from here (folder or .pt); None: from model_path.
         precision: "W4A16": 4-bit linear layers; "W16A16": a checkpoint that is not quantized.
         dtype: of activations; "auto": what config.json says.
@@ -39,6 +42,8 @@ def load_model(
         max_context: positions to prepare for; None: as many as the model has.
         cpu_compute: of a CPU with 4-bit weights: "exact" multiplies by the activations as they are, "int8" by rounded
             ones, and holds the output layer in 8 bits.
+        model_base: the 16-bit model that the adapter or projector in model_path belongs to.
+        load_in: quantize the linear layers of a 16-bit model by bitsandbytes.
 
     Raises:
         FileNotFoundError: model_path or quant_path does not exist.
@@ -48,23 +53,14 @@ def load_model(
         if path is not None and not path.exists():
             raise FileNotFoundError(f"{flag}: {path} does not exist")
     start = time.perf_counter()
-    checkpoint = open_checkpoint(model_path, quant_path if precision == "W4A16" else None)
-    if precision == "W4A16" and checkpoint.quant is None:
-        raise ValueError(
-            f"precision W4A16 needs 4-bit weights: --model-path {model_path} is not quantized and --quant-path is "
-            f"{quant_path or 'not given'}; give a quantized checkpoint with one of them, or --precision W16A16"
-        )
-    if precision == "W16A16" and (checkpoint.quant is not None or quant_path is not None):
-        quantized = f"--quant-path {quant_path}" if quant_path else f"--model-path {model_path}"
-        raise ValueError(
-            f"precision W16A16 needs 16-bit weights, but {quantized} holds 4-bit ones: use --precision W4A16"
-        )
+    checkpoint = open_model(model_path, model_base, quant_path if precision == "W4A16" else None)
+    _check_precision(checkpoint, model_path, quant_path, precision, load_in)
     config_class, model_class = registry.definition(checkpoint.config)
     config = config_class.from_hf(checkpoint.config)
     if max_context is not None and max_context > config.context_length:
         raise ValueError(f"--max-context must be at most the model's {config.context_length} tokens, got {max_context}")
     rounded = cpu_compute == "int8" and precision == "W4A16" and torch.device(device).type == "cpu"
-    weights = WeightReader(checkpoint, _dtype(dtype, checkpoint.config), torch.device(device), rounded)
+    weights = WeightReader(checkpoint, _dtype(dtype, checkpoint.config), torch.device(device), rounded, load_in)
     model = model_class(config, weights, num_positions=max_context or config.context_length)
     _log.info(
         "loaded %s: %s, %s activations, %.1f MB of weights per token, in %.1f s",
@@ -75,6 +71,25 @@ def load_model(
         time.perf_counter() - start,
     )
     return model
+
+
+def _check_precision(
+    checkpoint: Checkpoint, model_path: Path, quant_path: Path | None, precision: Precision, load_in: LoadIn | None
+) -> None:
+    """Raises ValueError where the flags ask for another precision than the files have."""
+    if precision == "W4A16" and checkpoint.quant is None:
+        raise ValueError(
+            f"precision W4A16 needs 4-bit weights: --model-path {model_path} is not quantized and --quant-path is "
+            f"{quant_path or 'not given'}; give a quantized checkpoint with one of them, or --precision W16A16"
+        )
+    quantized = f"--quant-path {quant_path}" if quant_path else f"--model-path {model_path}"
+    is_quantized = checkpoint.quant is not None or quant_path is not None
+    if load_in is not None and (is_quantized or stored_in_bitsandbytes(checkpoint.config)):
+        raise ValueError(f"--load-{load_in} quantizes 16-bit weights, but {quantized} is quantized already")
+    if precision == "W16A16" and is_quantized:
+        raise ValueError(
+            f"precision W16A16 needs 16-bit weights, but {quantized} holds 4-bit ones: use --precision W4A16"
+        )
 
 
 def _dtype(name: DtypeName, config: dict[str, object]) -> torch.dtype:

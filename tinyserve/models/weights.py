@@ -1,4 +1,4 @@
-"""Hands a checkpoint's weights to a model definition: checked, fused, on their device, 16-bit or packed 4-bit.
+"""Hands a checkpoint's weights to a model definition: checked, fused, on their device, 16-bit, packed or quantized.
 
 It decides which linear class a weight becomes. It knows no architecture: names and shapes come from the definition,
 and how a tensor is stored is the business of awq.formats.
@@ -13,6 +13,14 @@ from tqdm import tqdm
 
 from awq.formats import Checkpoint
 from awq.quantize import QuantizedTensor, dequantize
+from tinyserve.config import LoadIn
+from tinyserve.layers.bitsandbytes_linear import (
+    QUANT_STATES,
+    STORED_4BIT,
+    STORED_8BIT,
+    BitsAndBytesLinear,
+    SideBySide,
+)
 from tinyserve.layers.linear import Linear, LinearLayer, W4A8Linear, W4A16Linear, W8A8Linear
 
 _log = logging.getLogger(__name__)
@@ -26,13 +34,22 @@ class WeightReader:
         dtype: of activations and of every weight that is not packed.
         device: where everything ends up.
         rounded: products with 4-bit weights and of the output layer are of int8 activations, the latter's weight too.
+        load_in: how bitsandbytes quantizes linear layers of 16 bits, the output layer excepted; None: not at all.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, rounded: bool = False) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: torch.device,
+        rounded: bool = False,
+        load_in: LoadIn | None = None,
+    ) -> None:
         self.dtype = dtype
         self.device = device
         self._checkpoint = checkpoint
         self._rounded = rounded
+        self._load_in = load_in
 
     def progress(self, num_layers: int) -> Iterator[int]:
         """The layers' indices, with a bar on a terminal."""
@@ -49,6 +66,8 @@ class WeightReader:
         tensor = self._checkpoint.tensor(name)
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must have the shape {list(shape)} by config.json, got {list(tensor.shape)}")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must be floating-point, got {tensor.dtype}")
         return tensor.to(self.device, self.dtype).contiguous()
 
     def linear(self, rows: Mapping[str, int], in_features: int) -> LinearLayer:
@@ -59,6 +78,22 @@ class WeightReader:
         Raises:
             ValueError: a tensor is missing or has another shape than config.json says.
         """
+        return self._linear(rows, in_features, self._load_in)
+
+    def lm_head(self, embedding: Tensor, tied: bool) -> LinearLayer:
+        """The output layer; `tied`: the embedding [V, C] itself."""
+        if tied:
+            layer: LinearLayer = Linear(embedding)
+        else:
+            layer = self._linear({"lm_head": embedding.shape[0]}, embedding.shape[1], load_in=None)
+        if self._rounded and isinstance(layer, Linear):
+            return W8A8Linear.from_weight(layer.weight, layer.bias)
+        return layer
+
+    def _linear(self, rows: Mapping[str, int], in_features: int, load_in: LoadIn | None) -> LinearLayer:
+        if load_in or any(self._in_bitsandbytes(name) for name in rows):
+            layers = [self._bitsandbytes(name, n, in_features, load_in) for name, n in rows.items()]
+            return layers[0] if len(layers) == 1 else SideBySide(layers)
         bias = self._bias(rows)
         quantized = {
             name: self._quantized(name, n, in_features) for name, n in rows.items() if self._is_quantized(name)
@@ -76,13 +111,6 @@ class WeightReader:
         ]
         return Linear(weights[0] if len(weights) == 1 else torch.cat(weights), bias)
 
-    def lm_head(self, embedding: Tensor, tied: bool) -> LinearLayer:
-        """The output layer; `tied`: the embedding [V, C] itself."""
-        layer = Linear(embedding) if tied else self.linear({"lm_head": embedding.shape[0]}, embedding.shape[1])
-        if self._rounded and isinstance(layer, Linear):
-            return W8A8Linear.from_weight(layer.weight, layer.bias)
-        return layer
-
     def _is_quantized(self, module: str) -> bool:
         return self._checkpoint.is_quantized(module)
 
@@ -97,6 +125,30 @@ class WeightReader:
             quantized.zeros.to(self.device),
             quantized.config,
         )
+
+    def _in_bitsandbytes(self, module: str) -> bool:
+        return any(self._checkpoint.has(f"{module}.{name}") for name in (*QUANT_STATES, *STORED_8BIT[1:]))
+
+    def _bitsandbytes(self, module: str, n: int, k: int, load_in: LoadIn | None) -> LinearLayer:
+        """The module as bitsandbytes has stored it, else quantized now; in 16 bits where the checkpoint left it so."""
+        bias = self._bias({module: n})
+        if not self._in_bitsandbytes(module):
+            weight = self.tensor(f"{module}.weight", (n, k))
+            return BitsAndBytesLinear.quantize(weight, load_in, self.device, bias) if load_in else Linear(weight, bias)
+        stored = {
+            name: self._checkpoint.tensor(f"{module}.{name}")
+            for name in dict.fromkeys((*STORED_8BIT, *STORED_4BIT, *QUANT_STATES))
+            if self._checkpoint.has(f"{module}.{name}")
+        }
+        try:
+            make = BitsAndBytesLinear.stored_8bit if "SCB" in stored else BitsAndBytesLinear.stored_4bit
+            layer = make(stored, self.device, bias)
+        except (KeyError, RuntimeError, ValueError) as error:  # bitsandbytes' own, for parts that do not fit
+            raise ValueError(f"{module}: not what bitsandbytes stores: {error}") from error
+        if (layer.out_features, layer.num_weights) != (n, n * k):
+            came = [layer.out_features, layer.num_weights // layer.out_features]
+            raise ValueError(f"{module} must be {[n, k]} by config.json, got {came}")
+        return layer
 
     def _bias(self, rows: Mapping[str, int]) -> Tensor | None:
         if not any(self._checkpoint.has(f"{name}.bias") for name in rows):

@@ -14,7 +14,7 @@ from typing import get_args
 from tinyserve.config import CpuCompute, DtypeName, EngineConfig, Precision
 from tinyserve.serve import http_server
 from tinyserve.serve.address import check_worker_address
-from tinyserve.serve.served_model import default_precision, load_generator, refuse_unsupported
+from tinyserve.serve.served_model import default_precision, load_generator, load_in
 from tinyserve.serve.worker import MAX_WAITING, ModelWorker
 from tinyserve.serve.worker_app import MAX_BODY_BYTES, STALL_S, create_app
 
@@ -93,9 +93,9 @@ def add_model_flags(flags: argparse.ArgumentParser, model_path: bool = True) -> 
         metavar="FACTOR",
         help="of running streams while a prompt is computed beside them; inf: no limit (2)",
     )
-    group.add_argument("--model-base", help="not supported yet: merge adapters into the model first")
-    group.add_argument("--load-8bit", action="store_true", help="not supported: quantize with awq.entry")
-    group.add_argument("--load-4bit", action="store_true", help="not supported: quantize with awq.entry")
+    group.add_argument("--model-base", type=Path, help="what the LoRA adapter or projector in --model-path belongs to")
+    group.add_argument("--load-8bit", action="store_true", help="16-bit linear layers by bitsandbytes in LLM.int8")
+    group.add_argument("--load-4bit", action="store_true", help="the same in NF4; what awq.entry writes is faster")
     group.add_argument("--model-type", help="accepted for llm-awq's sake; the checkpoint says its type")
     group.add_argument("--use-flash-attn", action="store_true", help="accepted for LLaVA's sake; always fused")
     group.add_argument(
@@ -108,13 +108,15 @@ def run(args: argparse.Namespace) -> None:
     check_flags(args)
     sockets = http_server.bind(args.host, args.port)  # before the model is loaded, which takes long to fail
     address = args.worker_address or http_server.address_of(args.host, sockets)
-    precision = args.precision or default_precision(args.model_path, args.quant_path)
+    precision = args.precision or default_precision(args.model_path, args.quant_path, args.model_base)
     log.info("loading %s in %s", args.model_path, precision)
     generator = load_generator(
         EngineConfig(
             model_path=args.model_path,
             quant_path=args.quant_path,
             precision=precision,
+            model_base=args.model_base,
+            load_in=load_in(args.load_8bit, args.load_4bit),
             dtype=args.dtype,
             device=args.device,
             cpu_compute=args.cpu_compute,
@@ -135,6 +137,7 @@ def run(args: argparse.Namespace) -> None:
         uuid.uuid4().hex[:6],
         args.no_register,
         args.model_path,
+        args.model_base,
         model_name=[name for name in (args.model_name or "").split(",") if name] or None,
         quant_path=args.quant_path,
         precision=precision,
@@ -156,7 +159,7 @@ def run(args: argparse.Namespace) -> None:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raises ValueError naming the flag."""
-    refuse_unsupported(args.model_base, args.load_8bit, args.load_4bit)
+    load_in(args.load_8bit, args.load_4bit)
     for flag, address in (
         ("--controller-address", args.controller_address),
         ("--worker-address", args.worker_address),

@@ -1,4 +1,4 @@
-"""Which model a worker serves: what it is called, in which precision it is loaded, what cannot be loaded yet.
+"""Which model a worker serves: what it is called and in which precision it is loaded.
 
 Looks at names, flags and config.json; the checkpoint itself is read by the engine.
 """
@@ -6,7 +6,7 @@ Looks at names, flags and config.json; the checkpoint itself is read by the engi
 import json
 from pathlib import Path
 
-from tinyserve.config import EngineConfig, Precision
+from tinyserve.config import EngineConfig, LoadIn, Precision
 from tinyserve.engine.generator import Generator
 
 
@@ -19,26 +19,26 @@ def load_generator(config: EngineConfig) -> Generator:
     return AsyncEngine.create(config)
 
 
-def refuse_unsupported(model_base: str | None, load_8bit: bool, load_4bit: bool) -> None:
-    """Raises ValueError for a way of loading that the specifications have and this version has not."""
-    if model_base:
-        raise ValueError(f"--model-base {model_base}: adapters are not supported yet; merge them into the model first")
-    if load_8bit or load_4bit:
-        flag = "--load-8bit" if load_8bit else "--load-4bit"
-        raise ValueError(
-            f"{flag}: loading in bitsandbytes precision is not supported; quantize with python -m awq.entry"
-        )
+def load_in(load_8bit: bool, load_4bit: bool) -> LoadIn | None:
+    """What the two flags together mean. Raises ValueError when both are given."""
+    if load_8bit and load_4bit:
+        raise ValueError("--load-8bit and --load-4bit: give one of them")
+    return "8bit" if load_8bit else "4bit" if load_4bit else None
 
 
-def default_precision(model_path: Path, quant_path: Path | None) -> Precision:
-    """W4A16 where there are quantized linear layers to load, else W16A16."""
+def default_precision(model_path: Path, quant_path: Path | None, model_base: Path | None = None) -> Precision:
+    """W4A16 where there are 4-bit linear layers for our own kernels to load, else W16A16."""
     if quant_path is not None:
         return "W4A16"
+    if model_base is not None:
+        return "W16A16"  # what is merged is of 16 bits, whatever an adapter's config says of its training
     try:
         config = json.loads((model_path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "W16A16"  # the loader will say what is wrong with the folder
-    return "W4A16" if isinstance(config, dict) and config.get("quantization_config") else "W16A16"
+    quantization = config.get("quantization_config") if isinstance(config, dict) else None
+    in_bitsandbytes = isinstance(quantization, dict) and quantization.get("quant_method") == "bitsandbytes"
+    return "W4A16" if quantization and not in_bitsandbytes else "W16A16"
 
 
 def name_of(model_path: Path, precision: Precision) -> str:

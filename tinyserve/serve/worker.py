@@ -19,7 +19,7 @@ from tinyserve.serve.answer import Answer
 from tinyserve.serve.conversation import conversation
 from tinyserve.serve.generate_params import GenerateParams, parse
 from tinyserve.serve.samples import samples
-from tinyserve.serve.served_model import default_precision, load_generator, name_of, refuse_unsupported
+from tinyserve.serve.served_model import default_precision, load_generator, load_in, name_of
 from tinyserve.serve.wire import ErrorCode, error_record
 from tinyserve.serve.worker_heartbeat import Heartbeat
 
@@ -43,7 +43,7 @@ class ModelWorker:
         worker_id: str,
         no_register: bool,
         model_path: str | Path,
-        model_base: str | None = None,
+        model_base: str | Path | None = None,
         model_name: str | Sequence[str] | None = None,
         load_8bit: bool = False,
         load_4bit: bool = False,
@@ -68,7 +68,8 @@ class ModelWorker:
             worker_id: a short name for logs.
             no_register: True: no controller is told.
             model_path: a Hugging Face folder.
-            model_base, load_8bit, load_4bit: not supported yet, refused.
+            model_base: the 16-bit model that an adapter or projector in model_path belongs to.
+            load_8bit, load_4bit: 16-bit linear layers are quantized by bitsandbytes at load.
             model_name: one or several names; None: from the path, see `model_names`.
             device: auto, cpu or cuda.
             use_flash_attn, model_type: accepted for compatibility; attention is always fused, and the type is read
@@ -86,12 +87,19 @@ class ModelWorker:
         Raises:
             ValueError, OSError: the model cannot be loaded; the message names what is wrong.
         """
-        refuse_unsupported(model_base, load_8bit, load_4bit)
         model_path = Path(model_path)
+        model_base = Path(model_base) if model_base else None
         quant_path = Path(quant_path) if quant_path else None
-        precision = precision or default_precision(model_path, quant_path)
+        precision = precision or default_precision(model_path, quant_path, model_base)
         if generator is None:
-            config = EngineConfig(model_path=model_path, quant_path=quant_path, precision=precision, device=device)
+            config = EngineConfig(
+                model_path=model_path,
+                quant_path=quant_path,
+                precision=precision,
+                model_base=model_base,
+                load_in=load_in(load_8bit, load_4bit),
+                device=device,
+            )
             generator = load_generator(config)
         names = [model_name] if isinstance(model_name, str) else list(model_name or ())
         self.worker_id = worker_id
