@@ -5,10 +5,11 @@ room for all of them.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from tinyserve.config import SamplingParams
 from tinyserve.engine.generator import EngineStats
+from tinyserve.engine.image_file import ImageFile
 from tinyserve.engine.request import Chunk
 
 
@@ -23,15 +24,18 @@ class TimedGenerator:
         """
         self.model_name = model_name
         self.context_length = 4096
+        self.takes_images = False
         self._num_tokens = num_tokens
         self._interval_s = interval_s
         self._num_running = 0
         self._generated = 0
 
-    def count_tokens(self, text: str) -> int:
+    def count_tokens(self, text: str, images: Sequence[ImageFile] = ()) -> int:
         return len(text.split())
 
-    async def generate(self, prompt: str, params: SamplingParams, priority: int = 0) -> AsyncGenerator[Chunk, None]:
+    async def generate(
+        self, prompt: str, params: SamplingParams, priority: int = 0, images: Sequence[ImageFile] = ()
+    ) -> AsyncGenerator[Chunk, None]:
         loop = asyncio.get_running_loop()
         num_prompt, total = self.count_tokens(prompt), min(self._num_tokens, params.max_new_tokens)
         last_reason = "stop" if total == self._num_tokens else "length"

@@ -132,6 +132,7 @@ class EngineConfig:
     max_slowdown: float = 2.0  # of a decode step by prompts beside it; above 1, infinity: no limit. See engine/pace.py
     num_speculative_tokens: int = 0  # guessed by looking back in the text and checked together; 0: off
     prefix_cache: bool = True  # requests that begin alike share keys and values
+    image_memory_bytes: int = 512 << 20  # of what images have become: those of running requests, and the latest others
     max_context: int | None = None  # None: the model's
     seed: int = 0
 
@@ -155,5 +156,6 @@ class EngineConfig:
             _in_range("max_batch_tokens", self.max_batch_tokens, 16, 1 << 20)
         if self.max_context is not None:
             _in_range("max_context", self.max_context, 1, 1 << 24)
+        _in_range("image_memory_bytes", self.image_memory_bytes, 0, 1 << 50)
         if self.kv_cache_bytes is not None:
             _in_range("kv_cache_bytes", self.kv_cache_bytes, 1 << 16, 1 << 50)

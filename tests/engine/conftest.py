@@ -33,7 +33,7 @@ def tokenizer(smollm2: Path) -> Tokenizer:
     return Tokenizer(smollm2)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_engine(tiny_folder: Path, tiny_model: LlamaModel, tokenizer: Tokenizer) -> Callable[..., Engine]:
     """An engine on the tiny model, with `num_blocks` blocks of KV cache and the given settings."""
 

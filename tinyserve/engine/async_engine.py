@@ -9,12 +9,14 @@ import logging
 import queue
 import threading
 from collections import defaultdict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from tinyserve.config import EngineConfig, SamplingParams
 from tinyserve.engine.engine import Engine, Output
 from tinyserve.engine.generator import EngineStats
+from tinyserve.engine.image_file import ImageFile
 from tinyserve.engine.preparation import PreparedRequest
 from tinyserve.engine.request import Chunk, FinishReason
 
@@ -102,8 +104,12 @@ class AsyncEngine:
         """
         return cls(Engine.create(config), model_name or config.model_path.resolve().name)
 
-    def count_tokens(self, text: str) -> int:
-        return len(self._engine.tokenizer.encode(text))
+    @property
+    def takes_images(self) -> bool:
+        return self._engine.image_encoder is not None
+
+    def count_tokens(self, text: str, images: Sequence[ImageFile] = ()) -> int:
+        return self._engine.preparation.count_tokens(text, images)
 
     def apply_chat_template(self, messages: list[dict[str, str]]) -> str:
         return self._engine.tokenizer.apply_chat_template(messages)
@@ -113,28 +119,46 @@ class AsyncEngine:
             raise RuntimeError(self._failure)
         return self._engine.stats()
 
-    async def generate(self, prompt: str, params: SamplingParams, priority: int = 0) -> AsyncGenerator[Chunk, None]:
+    async def generate(
+        self, prompt: str, params: SamplingParams, priority: int = 0, images: Sequence[ImageFile] = ()
+    ) -> AsyncGenerator[Chunk, None]:
         """See Generator.generate.
 
         Raises:
-            RequestError: before the first chunk, when the prompt or a parameter cannot be served.
+            RequestError: before the first chunk, when the prompt, an image or a parameter cannot be served.
+            MemoryError: an image does not fit.
             RuntimeError: the engine is closed.
         """
         if len(prompt) <= INLINE_CHARACTERS and params.grammar is None:  # a grammar takes up to 50 ms to compile
-            prepared = self._engine.prepare(prompt, params, priority)
+            prepared = self._engine.prepare(prompt, params, priority, images)
         else:
-            prepared = await asyncio.to_thread(self._engine.prepare, prompt, params, priority)
+            prepared = await asyncio.to_thread(self._engine.prepare, prompt, params, priority, images)
         stream = Stream(asyncio.get_running_loop())
-        self._submit(_Add(prepared, stream))
-        finished = False
+        async with self._inserted(prepared):
+            self._submit(_Add(prepared, stream))
+            finished = False
+            try:
+                while not finished:
+                    chunk = await stream.get()
+                    finished = chunk.finish_reason is not None
+                    yield chunk
+            finally:
+                if not finished:
+                    self._commands.put(_Abort(prepared.request.id))
+
+    @asynccontextmanager
+    async def _inserted(self, prepared: PreparedRequest) -> AsyncIterator[None]:
+        """Waits until the request's images are encoded, and keeps them as long as it lives."""
+        encoder = self._engine.image_encoder
+        if encoder is None or not prepared.images:
+            yield
+            return
+        lease = encoder.submit(prepared.images)
         try:
-            while not finished:
-                chunk = await stream.get()
-                finished = chunk.finish_reason is not None
-                yield chunk
+            prepared.insert(await asyncio.wrap_future(lease.embeddings), lease.timing)
+            yield
         finally:
-            if not finished:
-                self._commands.put(_Abort(prepared.request.id))
+            lease.release()
 
     async def close(self) -> None:
         """Ends every running request with finish_reason "abort", then the thread. May be called more than once."""
@@ -143,6 +167,8 @@ class AsyncEngine:
                 self._is_closed = True
                 self._commands.put(_Close())
         await asyncio.to_thread(self._thread.join)
+        if self._engine.image_encoder is not None:
+            await asyncio.to_thread(self._engine.image_encoder.close)
 
     def _submit(self, command: _Add) -> None:
         with self._lock:  # nothing may enter the queue behind _Close and wait for ever

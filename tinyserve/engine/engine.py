@@ -18,8 +18,11 @@ from tinyserve.engine import kv_cache, sampler
 from tinyserve.engine.block_manager import BlockManager
 from tinyserve.engine.draw import SamplingError, take
 from tinyserve.engine.generator import EngineStats
+from tinyserve.engine.image_encoder import ImageEncoder
+from tinyserve.engine.image_file import ImageFile
 from tinyserve.engine.logprobs import Logprobs
 from tinyserve.engine.masks import MaskThread
+from tinyserve.engine.memory import is_out_of_memory
 from tinyserve.engine.model_runner import Due, ModelRunner
 from tinyserve.engine.pace import Pace
 from tinyserve.engine.preparation import Preparation, PreparedRequest
@@ -27,6 +30,7 @@ from tinyserve.engine.request import Chunk, FinishReason, Request, Status, Token
 from tinyserve.engine.sampler import Sampled
 from tinyserve.engine.scheduler import Scheduler, Step
 from tinyserve.engine.tokenizer import Tokenizer
+from tinyserve.engine.warm_up import warm_up
 from tinyserve.models.llama import LlamaModel
 from tinyserve.models.loader import load_model
 from tinyserve.models.opening import tokenizer_folder
@@ -37,8 +41,6 @@ _log = logging.getLogger(__name__)
 # requests, a cancellation, a new request. A CPU computes prompts no slower in small steps (SmolLM2 W4A16, one Zen 3
 # core: 319 tokens/s in chunks of 256, 336 in chunks of 1024), a GPU does.
 MAX_BATCH_TOKENS = {"cpu": 256, "cuda": 2048}
-WARM_UP_TOKENS = 64  # of a prompt that shows what prefill costs
-
 MASK_THREADS = {"cpu": 1, "cuda": 8}  # for grammars; the model needs the CPU's cores, a GPU leaves them free
 
 
@@ -55,7 +57,9 @@ class Engine:
         self.context_length = min(limit, num_blocks * config.block_size)
         self.tokenizer = tokenizer
         self._model = model
-        self._preparation = Preparation(tokenizer, model.config.vocab_size, self.context_length, config.seed)
+        vocab_size, spec = model.config.vocab_size, model.image_spec
+        self.preparation = Preparation(tokenizer, vocab_size, self.context_length, config.seed, spec)
+        self.image_encoder = None if spec is None else ImageEncoder(model, config.image_memory_bytes)
         self._masks = MaskThread(MASK_THREADS[model.device.type])
         self._requests: dict[int, PreparedRequest] = {}
         self._generated_tokens = self._cached_tokens = self._drafted_tokens = self._accepted_tokens = 0
@@ -95,40 +99,29 @@ class Engine:
             config.load_in,
         )
         engine = cls(config, model, Tokenizer(tokenizer_folder(config.model_path, config.model_base)))
-        engine._warm_up()
+        warm_up(engine._scheduler, engine._runner, engine._pace, engine.context_length)
+        if engine.image_encoder is not None:
+            engine.image_encoder.warm_up()
         with contextlib.suppress(ValueError):  # then a request that brings a grammar is told why
-            engine._preparation.load_grammars()
+            engine.preparation.load_grammars()
         return engine
 
-    def _warm_up(self) -> None:
-        """Runs a prompt and a single token: what the kernels refuse is an error now, and the pace of both is known."""
-        prompt = max(1, min(WARM_UP_TOKENS, self.context_length - 1))
-        self._pace.observe(0, prompt, min(self._time(prompt) for _ in range(2)))
-        self._pace.observe(1, 0, min(self._time(1) for _ in range(3)))
-
-    def _time(self, num_tokens: int) -> float:
-        """Seconds that a prompt of `num_tokens` takes; leaves nothing behind."""
-        request = Request(-1, [0] * num_tokens, SamplingParams(max_new_tokens=1))
-        self._scheduler.add(request)
-        start = time.perf_counter()
-        step = self._scheduler.next_step()
-        while step is not None and request.num_pending:
-            self._runner.run(step)
-            request.num_computed += step.num_tokens
-            step = self._scheduler.next_step()
-        seconds = time.perf_counter() - start
-        request.num_computed = 0  # so that no block is kept
-        self._scheduler.finish(request)
-        return seconds
-
-    def prepare(self, prompt: str | Sequence[int], params: SamplingParams, priority: int = 0) -> PreparedRequest:
+    def prepare(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        priority: int = 0,
+        images: Sequence[ImageFile] = (),
+    ) -> PreparedRequest:
         """See Preparation.prepare; any thread may call it."""
-        return self._preparation.prepare(prompt, params, priority)
+        return self.preparation.prepare(prompt, params, priority, images)
 
     def add(self, prepared: PreparedRequest) -> int:
-        """Queues a prepared request; returns its id."""
+        """Queues a prepared request, its images inserted; returns its id."""
         self._scheduler.add(prepared.request)
         self._requests[prepared.request.id] = prepared
+        if prepared.request.timing is not None:
+            prepared.request.timing.start_prefill()
         return prepared.request.id
 
     def abort(self, request_id: int) -> None:
@@ -142,6 +135,7 @@ class Engine:
         return bool(self._requests)
 
     def stats(self) -> EngineStats:
+        encoder = self.image_encoder
         return EngineStats(
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting,
@@ -153,6 +147,8 @@ class Engine:
             preemptions=self._scheduler.num_preemptions,
             drafted_tokens=self._drafted_tokens,
             accepted_tokens=self._accepted_tokens,
+            num_encoding=0 if encoder is None else encoder.num_pending,
+            encoded_images=0 if encoder is None else encoder.num_encoded,
         )
 
     def step(self) -> list[Output]:
@@ -169,7 +165,7 @@ class Engine:
             self._start_masks(step)
             due, logits = self._runner.run(step)
         except Exception as error:
-            if _is_out_of_memory(error) and self._scheduler.shed(step):
+            if is_out_of_memory(error) and self._scheduler.shed(step):
                 _log.warning("out of memory in a step of %d tokens: steps become smaller", step.num_tokens)
                 return []
             _log.exception("an engine step failed")
@@ -242,6 +238,8 @@ class Engine:
         self._generated_tokens += 1
         if request.num_output_tokens == 1:
             self._cached_tokens += request.num_cached
+            if request.timing is not None:
+                request.timing.end_prefill()
         prepared.sampling.add(token_id)
         reason: FinishReason | None = None
         text, stopped = "", False
@@ -274,10 +272,3 @@ class Engine:
         self.abort(request.id)
         message = str(error) if isinstance(error, SamplingError) else f"{type(error).__name__}: {error}"
         return Output(request.id, request.chunk("", (), "error", message))
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """PyTorch has a class for it on GPUs only; its CPU allocator and C++ say it in words."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in ("allocate memory", "bad_alloc"))

@@ -3,11 +3,12 @@
 Only the interface and the types that cross it stand here; nothing about models, scheduling or HTTP.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from tinyserve.config import SamplingParams
+from tinyserve.engine.image_file import ImageFile
 from tinyserve.engine.request import Chunk
 
 VALIDATION = 40001  # a parameter is malformed
@@ -35,6 +36,8 @@ class EngineStats:
     preemptions: int = 0  # since the start
     drafted_tokens: int = 0  # guesses that were checked since the start
     accepted_tokens: int = 0  # those that were right
+    num_encoding: int = 0  # requests whose images are being encoded, or wait for it
+    encoded_images: int = 0  # since the start
 
 
 class Generator(Protocol):
@@ -46,15 +49,24 @@ class Generator(Protocol):
     @property
     def context_length(self) -> int: ...
 
-    def count_tokens(self, text: str) -> int: ...
+    @property
+    def takes_images(self) -> bool: ...
 
-    def generate(self, prompt: str, params: SamplingParams, priority: int = 0) -> AsyncGenerator[Chunk, None]:
+    def count_tokens(self, text: str, images: Sequence[ImageFile] = ()) -> int:
+        """Raises RequestError when the images do not fit the text."""
+        ...
+
+    def generate(
+        self, prompt: str, params: SamplingParams, priority: int = 0, images: Sequence[ImageFile] = ()
+    ) -> AsyncGenerator[Chunk, None]:
         """An async generator of what becomes new; the last chunk has a finish_reason. The lower `priority`, the sooner.
 
+        The prompt has one `<image>` for each of `images`.
         Closing it, or cancelling the task that reads it, aborts the request and frees its blocks.
 
         Raises:
-            RequestError: before the first chunk, when the prompt or a parameter cannot be served.
+            RequestError: before the first chunk, when the prompt, an image or a parameter cannot be served.
+            MemoryError: an image does not fit.
         """
         ...
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinyserve.engine.insertion import insertion
 from tinyserve.engine.request import Request
 from tinyserve.engine.scheduler import Chunked, Step
 from tinyserve.layers.attention import BatchLayout, LayerCache
@@ -94,7 +95,10 @@ class ModelRunner:
             context_lens=self._lengths.head(num_requests),
         )
         rows = None if num_rows == end else self._rows.head(num_rows)  # in pure decode every row is wanted
-        hidden = self._model.forward(self._token_ids.head(end), layout, self._caches, rows)
+        inserted = insertion(step)
+        if inserted is not None:  # the ids of placeholders are none of the vocabulary's
+            np.maximum(self._token_ids.array[:end], 0, out=self._token_ids.array[:end])
+        hidden = self._model.forward(self._token_ids.head(end), layout, self._caches, rows, inserted)
         return due, self._model.logits(hidden)
 
     def _fill_tokens(self, chunk: Chunked, start: int, end: int) -> None:

@@ -4,6 +4,7 @@ Summaries, code and answers that quote their prompt repeat whole phrases (prompt
 a guess was right is decided by the model, see engine.py; here are only tokens.
 """
 
+import itertools
 from collections.abc import Sequence
 
 SIZE = 3  # tokens that must have stood together before; fewer guess more often, and wrong
@@ -26,4 +27,5 @@ class NgramIndex:
             self._ends[tuple(token_ids[end - SIZE : end])] = end
         self._num_indexed = max(self._num_indexed, len(token_ids))
         end = self._ends.get(tuple(token_ids[-SIZE:]), len(token_ids))
-        return tuple(token_ids[end : end + limit])
+        # No guess is an image: the ids of placeholders are below 0.
+        return tuple(itertools.takewhile(lambda token_id: token_id >= 0, token_ids[end : end + limit]))

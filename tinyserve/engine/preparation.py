@@ -1,22 +1,27 @@
 """From a prompt and its parameters to a request that has passed every check.
 
 Here a prompt becomes tokens, a grammar becomes a constraint, and what the model cannot serve is refused. It knows the
-tokenizer and the model's limits, no engine state: any thread may call it.
+tokenizer and the model's limits, no engine state and no pixels: any thread may call it.
 """
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from tinyserve.config import SamplingParams
 from tinyserve.engine.constraint import Constraint
 from tinyserve.engine.detokenizer import Detokenizer
 from tinyserve.engine.generator import CONTEXT_OVERFLOW, OUT_OF_RANGE, VALIDATION, RequestError
+from tinyserve.engine.image_file import ImageFile
+from tinyserve.engine.image_prompt import MARK, ImagePrompt, tokenize
 from tinyserve.engine.ngram import NgramIndex
-from tinyserve.engine.request import Request
+from tinyserve.engine.request import Request, Span, Timing
 from tinyserve.engine.sampler import SamplingState
 from tinyserve.engine.structured_output import GrammarCompiler, GrammarError
 from tinyserve.engine.tokenizer import Tokenizer
+from tinyserve.models.image_spec import ImageSpec
 
 
 @dataclass(frozen=True)
@@ -28,16 +33,30 @@ class PreparedRequest:
     sampling: SamplingState
     ngrams: NgramIndex
     end_ids: frozenset[int]  # tokens that end the text
+    images: Sequence[ImageFile] = ()  # what is to be encoded and inserted before the request can run
+
+    def insert(self, embeddings: Sequence[Tensor], timing: Timing) -> None:
+        """Puts the embeddings [P, C] of each image in its place; `timing` says what they took."""
+        self.request.spans = [Span(*each) for each in zip(self.request.contents, embeddings, strict=True)]
+        self.request.timing = timing
 
 
 class Preparation:
-    """Args: tokenizer; vocab_size; context_length in tokens; seed of requests that bring none."""
+    """Args: tokenizer; vocab_size; context_length in tokens; seed where none is given; image_spec, None: text only."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, context_length: int, seed: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        context_length: int,
+        seed: int,
+        image_spec: ImageSpec | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._context_length = context_length
         self._seed = seed
+        self._image_spec = image_spec
         self._grammars = GrammarCompiler(tokenizer, vocab_size)
         self._ids = itertools.count()
 
@@ -49,27 +68,31 @@ class Preparation:
         """
         self._grammars.load()
 
-    def prepare(self, prompt: str | Sequence[int], params: SamplingParams, priority: int) -> PreparedRequest:
+    def prepare(
+        self, prompt: str | Sequence[int], params: SamplingParams, priority: int, images: Sequence[ImageFile] = ()
+    ) -> PreparedRequest:
         """Tokenizes and checks a prompt.
 
         Args:
             prompt: text, or token ids.
             params: `max_new_tokens` is clipped to the room left in the context.
             priority: requests with a lower number go first.
+            images: one for each `<image>` in the text.
 
         Raises:
-            RequestError: the prompt is empty or too long, or a parameter does not fit the model, or the grammar cannot
-                be compiled.
+            RequestError: the prompt is empty or too long, or a parameter does not fit the model, or the images do not,
+                or the grammar cannot be compiled.
         """
         vocab_size = self._vocab_size
         if isinstance(prompt, str) and len(prompt) > self._context_length * self._tokenizer.max_token_characters:
             message = f"prompt of {len(prompt)} characters cannot fit in the context of {self._context_length} tokens"
             raise RequestError(CONTEXT_OVERFLOW, message)  # megabytes take seconds to tokenize
-        token_ids = self._tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        tokenized = self.tokenize(prompt, images) if isinstance(prompt, str) else ImagePrompt(list(prompt), ())
+        token_ids, text_ids = tokenized.token_ids, tokenized.text_ids
         if not prompt or not token_ids:  # of an empty text, some tokenizers make a beginning-of-sequence token
             raise RequestError(VALIDATION, "prompt is empty")
         for name, ids in (
-            ("prompt", token_ids),
+            ("prompt", text_ids),
             ("stop_token_ids", params.stop_token_ids),
             ("logit_bias", [token_id for token_id, _ in params.logit_bias]),
         ):
@@ -77,21 +100,36 @@ class Preparation:
             if wrong is not None:
                 raise RequestError(OUT_OF_RANGE, f"{name}: token ids must be in 0..{vocab_size - 1}, got {wrong}")
         if len(token_ids) >= self._context_length:
+            parts = f" ({len(token_ids) - len(text_ids)} of them for {len(images)} images)" if images else ""
             raise RequestError(
                 CONTEXT_OVERFLOW,
-                f"prompt of {len(token_ids)} tokens leaves no room in the context of {self._context_length} tokens",
+                f"prompt of {len(token_ids)} tokens{parts} leaves no room in the context of {self._context_length} "
+                "tokens",
             )
         request_id = next(self._ids)
-        request = Request(request_id, token_ids, params, priority)
+        contents = {start: image.digest for start, image in zip(tokenized.starts, images, strict=True)}
+        request = Request(request_id, token_ids, params, priority, contents)
         request.max_tokens = min(request.max_tokens, self._context_length)
         end_ids = self._end_ids(params)
         return PreparedRequest(
             request,
-            Detokenizer(self._tokenizer, token_ids, params.stop),
-            SamplingState(params, token_ids, self._seed + request_id, end_ids, self._constraint(params)),
+            Detokenizer(self._tokenizer, text_ids, params.stop),
+            SamplingState(params, text_ids, self._seed + request_id, end_ids, self._constraint(params)),
             NgramIndex(),
             end_ids,
+            images,
         )
+
+    def count_tokens(self, prompt: str, images: Sequence[ImageFile] = ()) -> int:
+        """Tokens of a prompt; where no images are given, every `<image>` counts as one of the tower's own size."""
+        if self._image_spec is not None and not images:
+            size = self._image_spec.image_size
+            images = [ImageFile(b"", b"", size, size)] * prompt.count(MARK)
+        return len(self.tokenize(prompt, images).token_ids)
+
+    def tokenize(self, prompt: str, images: Sequence[ImageFile] = ()) -> ImagePrompt:
+        """Raises RequestError when the images do not fit the prompt, or the model."""
+        return tokenize(prompt, images, self._tokenizer, self._image_spec)
 
     def _constraint(self, params: SamplingParams) -> Constraint | None:
         if params.grammar is None:

@@ -4,12 +4,16 @@ The request owns its state and answers questions about it; who changes it, and w
 tokens run), engine.py (which token comes next) and block_manager.py (where keys and values lie). It knows no tensors.
 """
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tinyserve.config import SamplingParams
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -21,6 +25,22 @@ class TokenLogprobs:
     token: str
     logprob: float
     top: tuple[tuple[str, float], ...]  # the likeliest first; holds the token itself only if it is one of them
+
+
+@dataclass
+class Timing:
+    """Where the seconds until the first token went, of a request with images."""
+
+    decode_s: float = 0.0  # files to pictures
+    preprocess_s: float = 0.0  # pictures to tiles
+    vision_s: float = 0.0  # tiles to embeddings; all three of the batch that its images were encoded in
+    prefill_s: float = 0.0  # from the engine's queue to the first token
+
+    def start_prefill(self) -> None:
+        self._start = time.perf_counter()
+
+    def end_prefill(self) -> None:
+        self.prefill_s = time.perf_counter() - self._start
 
 
 @dataclass(frozen=True)
@@ -35,12 +55,21 @@ class Chunk:
     error: str | None = None  # with finish_reason "error"
     logprobs: tuple[TokenLogprobs, ...] = ()  # one for each of `token_ids`, where the request asks for them
     num_cached_tokens: int = 0  # prompt tokens whose keys and values were in the cache already
+    timing: Timing | None = None  # with the finish reason, of a request with images
 
 
 class Status(Enum):
     WAITING = auto()
     RUNNING = auto()
     FINISHED = auto()
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """Placeholder tokens from `start` on, and the embeddings [P, C] in their place, which model_runner.py reads."""
+
+    start: int
+    embeddings: "Tensor"
 
 
 @dataclass(eq=False)
@@ -57,6 +86,8 @@ class Request:
     # Position of a token -> digest of what stands behind it and behind the placeholders that follow, an image for
     # example; without it, two prompts with different images would look alike.
     contents: Mapping[int, bytes] = field(default_factory=dict)
+    spans: Sequence[Span] = ()  # in order; of all `contents`
+    timing: Timing | None = None
     num_prompt_tokens: int = field(init=False)
     max_tokens: int = field(init=False)  # prompt and output together
     status: Status = Status.WAITING
@@ -106,4 +137,5 @@ class Request:
             error,
             logprobs,
             self.num_cached,
+            self.timing if reason is not None else None,
         )

@@ -39,14 +39,18 @@ class Tokenizer:
         self._text_before = self.decode(self._before)
         self.eos_token_ids = _eos_token_ids(folder, self._hf.eos_token_id)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a prompt: special tokens in it are recognised, and BOS comes first where the model expects it."""
+    def encode(self, text: str, adds_bos: bool = True) -> list[int]:
+        """Ids of a prompt: special tokens in it are recognised, and BOS comes first where the model expects it.
+
+        Args:
+            adds_bos: False: `text` is no beginning.
+        """
         if self._fast is not None:
             ids = self._fast.encode(text, add_special_tokens=False).ids
         else:
             with self._lock:
                 ids = self._hf.encode(text, add_special_tokens=False)
-        if self._adds_bos and ids[:1] != [self.bos_token_id]:
+        if adds_bos and self._adds_bos and ids[:1] != [self.bos_token_id]:
             ids = [self.bos_token_id, *ids]
         return ids
 

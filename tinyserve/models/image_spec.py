@@ -37,6 +37,7 @@ class ImageSpec:
     pinpoints: tuple[tuple[int, int], ...] = ()  # anyres: the (width, height) that an image may be fitted into, in px
     merge: str = "flat"  # MERGES: how the tiles of an anyres image become one sequence
     newline: bool = False  # a learnt vector after every row of the merged tiles
+    start_end: bool = False  # the tokens <im_start> and <im_end> stand around every image of a prompt
 
     @classmethod
     def from_hf(
@@ -79,6 +80,7 @@ class ImageSpec:
             pinpoints=_pinpoints(config, size, height_first=is_hf) if anyres else (),
             merge=merge if anyres else "flat",
             newline=anyres and merge == "spatial_unpad",
+            start_end=bool(config.get("mm_use_im_start_end", False)),
         )
 
     def num_tokens(self, width: int, height: int) -> int:

@@ -1,7 +1,7 @@
 """Tells a worker that produces tokens from one that only answers its port.
 
-A worker is stalled when requests run or wait and nothing about the engine has changed for a while. Knows the engine's
-counters, not the engine; the clock comes from outside.
+A worker is stalled when requests run, wait or have their images encoded, and nothing about the engine has changed for a
+while. Knows the engine's counters, not the engine; the clock comes from outside.
 """
 
 from tinyserve.engine.generator import EngineStats
@@ -23,7 +23,7 @@ class ProgressWatch:
 
     def observe(self, stats: EngineStats, now: float) -> float | None:
         """Seconds since the engine stalled, None when it is idle or moves."""
-        idle = stats.num_running == 0 and stats.num_waiting == 0
+        idle = stats.num_running == stats.num_waiting == stats.num_encoding == 0
         if idle or stats != self._last:
             self._last, self._changed_at = stats, now
         silent = now - self._changed_at
