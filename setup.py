@@ -27,8 +27,10 @@ ROOT = Path(__file__).resolve().parent
 VERSION = "0.1.0"
 ALL_CUDA_ARCHS = "80 86 89 90a 120"  # the last one as PTX too, for GPUs still to come
 
+AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mprefer-vector-width=512"
 X86_ISAS = {  # name -> floats per vector, flags; csrc/cpu/dispatch.cpp asks the processor for the same features
-    "avx512": (16, "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mprefer-vector-width=512"),
+    "avx512bf16": (16, f"{AVX512} -mavx512bf16"),
+    "avx512": (16, AVX512),
     "avx2": (8, "-mavx2 -mfma -mf16c"),
 }
 PORTABLE = {"portable": (16, "")}

@@ -22,7 +22,7 @@ from benchmarks import load, scenarios, step_overhead
 from benchmarks.endpoints import ENDPOINTS
 from benchmarks.load import Job, random_prompt
 from benchmarks.machine import describe, write_results
-from benchmarks.servers import free_port, start, wait_for_health
+from benchmarks.servers import all_cores, free_port, start, wait_for_health
 
 MIN_SPEEDUP = 4.0  # tokens/s of the most streams over one
 MIN_PREFIX_GAIN = 8.0  # TTFT of a prompt of PREFIX_WORDS over that of one whose prefix is known
@@ -89,7 +89,8 @@ def server(args: argparse.Namespace) -> Iterator[str]:
         return
     port = free_port()
     flags = ["--model-path", str(args.model.resolve()), "--model-name", args.name, "--no-register"]
-    with start("tinyserve.serve.model_worker", [*flags, "--host", "127.0.0.1", "--port", str(port)]) as process:
+    flags += ["--host", "127.0.0.1", "--port", str(port)]
+    with start("tinyserve.serve.model_worker", flags, environment=all_cores()) as process:
         wait_for_health(f"http://127.0.0.1:{port}", server=process)
         yield f"http://127.0.0.1:{port}"
 

@@ -30,7 +30,8 @@ class Server:
         """
         Args:
             cwd: where it runs; this package is importable from its own root only.
-            environment: variables beyond those of this process.
+            environment: variables beyond those of this process; without OMP_NUM_THREADS in any of them, the server
+                computes on one core, so that several can run side by side.
         """
         self.module = module
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
@@ -103,6 +104,11 @@ def wait_for_health(
         return response.status_code == 200 and ready(response.json())
 
     wait_until(f"health of {url}", healthy)
+
+
+def all_cores() -> dict[str, str]:
+    """The environment of a server that computes on every core, as one that a user starts."""
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))}
 
 
 def free_port() -> int:

@@ -23,7 +23,7 @@ from benchmarks import load
 from benchmarks.endpoints import NullByteRecords
 from benchmarks.load import Client, Job, Served, random_prompt
 from benchmarks.machine import describe, write_results
-from benchmarks.servers import free_port, start, wait_for_health, wait_until
+from benchmarks.servers import all_cores, free_port, start, wait_for_health, wait_until
 
 LEAVES = 0.33  # of the requests
 MAX_WORDS, MAX_NEW = 600, 100
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     url = f"http://127.0.0.1:{port}"
     flags = ["--model-path", str(args.model.resolve()), "--model-name", "soak", "--no-register", "--host", "127.0.0.1"]
     flags += ["--port", str(port), "--kv-cache-bytes", str(args.kv_cache_bytes)]
-    with start("tinyserve.serve.model_worker", flags) as server:
+    with start("tinyserve.serve.model_worker", flags, environment=all_cores()) as server:
         wait_for_health(url, server=server)
         counts, memory = asyncio.run(soak(url, args, server.process.pid))
         wait_until("the last request has left", lambda: health(url)["num_running"] == health(url)["num_waiting"] == 0)

@@ -33,6 +33,11 @@ struct Sizes {
 
   explicit Sizes(const PagedAttentionArgs& a)
       : group(a.num_heads / a.num_kv_heads), dim(a.head_dim), padded_dim((a.head_dim + kPanel - 1) / kPanel * kPanel) {}
+  // of a query or a key, in operands
+  template <typename Operand>
+  int64_t key_depth() const {
+    return (dim + kDepth<Operand> - 1) / kDepth<Operand>;
+  }
   // one row of one tile: the weighted values, then maximum and sum
   int64_t partial_floats() const { return padded_dim + 2; }
   int64_t queries_per_task() const {

@@ -1,7 +1,7 @@
-// attention_tile.h — the keys and values of one tile of a request's context, from the pages of the cache to fp32.
+// attention_tile.h — the keys and values of one tile of a request's context, from the pages of the cache to panels.
 //
-// Pages lie anywhere, so the processor cannot guess the next one: values are asked for while keys are read, the next
-// tile's keys while values are.
+// Pages lie anywhere, so the processor cannot guess the next one: values are asked for while keys are read, the keys of
+// the next tile, be it another request's, while values are.
 #pragma once
 
 #include "attention_plan.h"
@@ -10,121 +10,163 @@
 namespace tinyserve::cpu::TINYSERVE_ISA {
 namespace {
 
-// Sums of values, weighted for each row: out[r][d] = sum over keys i < depth, in their order, of weights[r][i] *
-// value[i][d].
+// Where the keys of one tile of a request's context lie.
+struct Place {
+  const int32_t* table = nullptr;  // the request's blocks
+  int64_t kv_head = 0, first_key = 0;
+  int64_t count = 0;  // of keys; 0: there is no such tile
+};
+
+// Sums of values, weighted for each row: out[r][d] = sum over keys i, in their order, of weight[r][i] * value[i][d].
+template <typename Operand>
 struct WeightedValues {
-  const float* weights;  // [rows, depth], weights_stride apart
-  float* out;            // [rows, padded_dim], out_stride apart
+  const Operand* weights;  // [rows, depth], weights_stride apart
+  float* out;              // [rows, padded_dim], out_stride apart
   int64_t weights_stride, out_stride;
-  int64_t depth;
+  int64_t depth;  // in operands
 };
 
 template <typename T>
 class Tile {
  public:
+  using Operand = OperandOf<T>;
+
   Tile(const PagedAttentionArgs& args, const Sizes& sizes)
       : a_(args), sizes_(sizes), keys_(static_cast<const T*>(a_.k_cache)), values_(static_cast<const T*>(a_.v_cache)) {}
 
-  // Prepares the first of the task's tiles; `seen` is how many keys of the request matter to it.
-  void start(const Task& task, int64_t seen) {
-    table_ = a_.block_tables + task.request * a_.max_blocks;
-    kv_head_ = task.kv_head;
-    seen_ = std::min(seen, task.end_tile * kTile);
-    locate(task.first_tile * kTile);
+  // Prepares the first tile.
+  void start(const Place& first) {
+    locate(first);
     for (int64_t j = 0; j < next_count_; ++j) prefetch(keys_ + next_rows_[j]);
   }
 
-  // Goes on to the tile that starts with this key; start() or the call before has located it.
-  void next(int64_t first_key) {
+  // Goes on to the tile that start() or the call before has located; `following` is the one after it.
+  void next(const Place& following) {
     memcpy(rows_, next_rows_, sizeof rows_);
     count_ = next_count_;
-    locate(first_key + kTile);
+    locate(following);
   }
 
   int64_t num_panels() const { return (count_ + kPanel - 1) / kPanel; }
 
-  // Panels of kPanel keys: [num_panels, D, kPanel]. What a last panel holds past the keys is to be masked.
-  void turn_keys(int64_t first_panel, int64_t num_panels, float* panels) const {
+  // Panels of kPanel keys: [num_panels, key_depth, kPanel]. What a last panel holds past the keys is to be masked.
+  void turn_keys(int64_t first_panel, int64_t num_panels, Operand* panels) const {
+    const int64_t depth = sizes_.key_depth<Operand>();
     const int64_t first = first_panel * kPanel, end = std::min(count_, first + num_panels * kPanel);
     for (int64_t j = first; j < end; j += kWidth) {
-      float* panel = panels + (j - first) / kPanel * kPanel * sizes_.dim + j % kPanel;
+      Operand* panel = panels + (j - first) / kPanel * kPanel * depth + j % kPanel;
       for (int64_t i = j; i < std::min(end, j + kWidth); ++i) prefetch(values_ + rows_[i]);
-      for (int64_t d = 0; d < sizes_.dim; d += kWidth) {
+      for (int64_t d = 0; d < depth; d += kWidth) {
         Vec part[kWidth];
-        for (int i = 0; i < kWidth; ++i) part[i] = load_part(keys_ + rows_[j + i] + d, sizes_.dim - d);
+        for (int i = 0; i < kWidth; ++i) part[i] = load_key(rows_[j + i], d);
         transpose(part);
-        const int64_t channels = std::min<int64_t>(kWidth, sizes_.dim - d);
-        for (int64_t i = 0; i < channels; ++i) store(panel + (d + i) * kPanel, part[i]);
+        const int64_t steps = std::min<int64_t>(kWidth, depth - d);
+        for (int64_t i = 0; i < steps; ++i) memcpy(panel + (d + i) * kPanel, &part[i], sizeof part[i]);
       }
     }
   }
 
-  // Panels of kPanel channels: [padded_dim / kPanel, kTile, kPanel].
-  void copy_values(float* panels) const {
-    for (int64_t j = 0; j < count_; ++j) {
-      prefetch_next_key(j);
-      for (int64_t d = 0; d < sizes_.padded_dim; d += kWidth) {
-        const Vec part = d < sizes_.dim ? load_part(values_ + rows_[j] + d, sizes_.dim - d) : Vec{};
-        store(panels + d / kPanel * kPanel * kTile + j * kPanel + d % kPanel, part);
+  // Panels of kPanel channels: [padded_dim / kPanel, kTile / kDepth, kPanel].
+  void copy_values(Operand* panels) const {
+    constexpr int64_t kStep = kDepth<Operand>;
+    for (int64_t j = 0; j < count_; j += kStep) {
+      for (int64_t i = j; i < j + kStep; ++i) prefetch_next_key(i);
+      for (int64_t d = 0; d < sizes_.dim; d += kPanel) {
+        OperandVec<Operand> parts[kPanelVecs];
+        load_values(j, d, parts);
+        memcpy(panels + d * (kTile / kStep) + j / kStep * kPanel, parts, sizeof parts);
       }
     }
   }
 
   // For few rows: the same sums as with panels, bit for bit, straight from the cache.
-  void weigh(const WeightedValues& w, int64_t num_rows) const {
+  void weigh(const WeightedValues<Operand>& w, int64_t num_rows) const {
     switch (num_rows) {
       case 1:
-        return weigh_rows<1, 8>(w);
+        return weigh_rows<1>(w);
       case 2:
-        return weigh_rows<2, 4>(w);
+        return weigh_rows<2>(w);
       case 3:
-        return weigh_rows<3, 4>(w);
+        return weigh_rows<3>(w);
       case 4:
-        return weigh_rows<4, 2>(w);
+        return weigh_rows<4>(w);
       case 5:
-        return weigh_rows<5, 2>(w);
+        return weigh_rows<5>(w);
       default:
-        return weigh_rows<kPanelRows, 2>(w);
+        return weigh_rows<kPanelRows>(w);
     }
   }
 
  private:
-  template <int Rows, int Vecs>
-  void weigh_rows(const WeightedValues& w) const {
-    for (int64_t j = 0; j < w.depth; ++j) prefetch_next_key(j);
+  template <int Rows>
+  void weigh_rows(const WeightedValues<Operand>& w) const {
+    constexpr int kPanels = panels_at_once(Rows);
     int64_t d = 0;
-    for (; d + Vecs * kWidth <= sizes_.dim; d += Vecs * kWidth) weigh_channels<Rows, Vecs>(w, d);
-    for (; d < sizes_.dim; d += kWidth) weigh_channels<Rows, 1>(w, d);
+    for (; d + kPanels * kPanel <= sizes_.dim; d += kPanels * kPanel) weigh_channels<Rows, kPanels>(w, d);
+    for (; d < sizes_.dim; d += kPanel) weigh_channels<Rows, 1>(w, d);
   }
 
-  template <int Rows, int Vecs>
-  void weigh_channels(const WeightedValues& w, int64_t first) const {
-    Vec sums[Rows][Vecs];
+  template <int Rows, int Panels>
+  void weigh_channels(const WeightedValues<Operand>& w, int64_t first) const {
+    constexpr int kVecs = Panels * kPanelVecs;
+    constexpr int64_t kStep = kDepth<Operand>;
+    Vec sums[Rows][kVecs];
 #pragma GCC unroll 8  // as in panels.h
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < Vecs; ++v) sums[r][v] = Vec{};
+      for (int v = 0; v < kVecs; ++v) sums[r][v] = Vec{};
     for (int64_t i = 0; i < w.depth; ++i) {
-      const T* value = values_ + rows_[i] + first;
-      Vec weights[Rows];
-      for (int r = 0; r < Rows; ++r) weights[r] = broadcast(w.weights[r * w.weights_stride + i]);
-      for (int v = 0; v < Vecs; ++v) {
-        const Vec part = Vecs == 1 ? load_part(value, sizes_.dim - first) : load(value + v * kWidth);
-        for (int r = 0; r < Rows; ++r) sums[r][v] += weights[r] * part;
+      if (first == 0) {
+        for (int64_t j = i * kStep; j < (i + 1) * kStep; ++j) prefetch_next_key(j);
       }
+      OperandVec<Operand> parts[kVecs];
+      for (int panel = 0; panel < Panels; ++panel)
+        load_values(i * kStep, first + panel * kPanel, parts + panel * kPanelVecs);
+      for (int r = 0; r < Rows; ++r)
+        for (int v = 0; v < kVecs; ++v)
+          sums[r][v] = multiply_add(sums[r][v], w.weights[r * w.weights_stride + i], parts[v]);
     }
+    for (int64_t j = w.depth * kStep; first == 0 && j < next_count_; ++j) prefetch_next_key(j);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < Vecs; ++v) store(w.out + r * w.out_stride + first + v * kWidth, sums[r][v]);
+      for (int v = 0; v < kVecs; ++v) store(w.out + r * w.out_stride + first + v * kWidth, sums[r][v]);
   }
 
-  // Where the keys and values of the tile that starts with key `first` lie. Up to a whole vector, the last one again.
-  void locate(int64_t first) {
-    next_count_ = std::clamp<int64_t>(seen_ - first, 0, kTile);
-    int64_t block = first / a_.block_size, offset = first % a_.block_size;
+  // kWidth operands of the key at `row` from depth d on, as bits; zeros past its end.
+  Vec load_key(int64_t row, int64_t d) const {
+    if constexpr (kDepth<Operand> == 1) {
+      return load_part(keys_ + row + d, sizes_.dim - d);
+    } else {
+      return as_float(load_words(keys_ + row, 2 * d));
+    }
+  }
+
+  // Channels [d, d + kPanel) of the value of key j, or of the values of keys j and j + 1; zeros past their end.
+  void load_values(int64_t j, int64_t d, OperandVec<Operand>* parts) const {
+    if constexpr (kDepth<Operand> == 1) {
+      for (int v = 0; v < kPanelVecs; ++v, d += kWidth)
+        parts[v] = d < sizes_.dim ? load_part(values_ + rows_[j] + d, sizes_.dim - d) : Vec{};
+    } else {
+      interleave(load_words(values_ + rows_[j], d), load_words(values_ + rows_[j + 1], d), parts[0], parts[1]);
+    }
+  }
+
+  // 2 * kWidth elements of a key or a value from channel d on; zeros past its end.
+  UintVec load_words(const T* row, int64_t d) const {
+    if (d + 2 * kWidth <= sizes_.dim) return load_as<UintVec>(row + d);
+    UintVec words = {};
+    memcpy(&words, row + d, (sizes_.dim - d) * sizeof(T));
+    return words;
+  }
+
+  // Up to a whole vector of keys, the last one again.
+  void locate(const Place& place) {
+    next_count_ = place.count;
+    int64_t block = place.first_key / a_.block_size, offset = place.first_key % a_.block_size;
     for (int64_t j = 0; j < next_count_; ++j) {
-      next_rows_[j] = ((table_[block] * a_.num_kv_heads + kv_head_) * a_.block_size + offset) * sizes_.dim;
+      const int64_t first = (place.table[block] * a_.num_kv_heads + place.kv_head) * a_.block_size;
+      next_rows_[j] = (first + offset) * sizes_.dim;
       if (++offset == a_.block_size) ++block, offset = 0;
     }
     for (int64_t j = next_count_; j % kWidth != 0; ++j) next_rows_[j] = next_rows_[next_count_ - 1];
@@ -143,8 +185,6 @@ class Tile {
   const PagedAttentionArgs& a_;
   const Sizes& sizes_;
   const T *keys_, *values_;
-  const int32_t* table_ = nullptr;
-  int64_t kv_head_ = 0, seen_ = 0;
   int64_t count_ = 0, next_count_ = 0;      // keys of this tile and of the next
   int64_t rows_[kTile], next_rows_[kTile];  // where they lie, in elements
 };

@@ -19,6 +19,9 @@ extern const Table table;
 namespace avx512 {
 extern const Table table;
 }
+namespace avx512bf16 {
+extern const Table table;
+}
 #endif
 
 namespace {
@@ -30,11 +33,15 @@ struct Choice {
 
 // Best first. The features are those that setup.py lets the compiler use.
 const Choice* choices(int& count) {
+#if defined(__x86_64__)
+  static const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                                 __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
+#endif
   static const Choice all[] = {
 #if defined(__x86_64__)
-      {&avx512::table, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma")},
+      {&avx512bf16::table, has_avx512 && __builtin_cpu_supports("avx512bf16")},
+      {&avx512::table, has_avx512},
       {&avx2::table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
 #endif
       {&portable::table, true},

@@ -6,7 +6,7 @@
 // nothing but its own request: not on its neighbours, on chunks of prefill or on the number of threads.
 //
 // A row is one query of one head. All heads that share a key head are rows of one task, so keys and values are read and
-// turned into fp32 panels once for all of them. Long contexts with few rows are cut into tasks along the context.
+// turned into panels once for all of them. Long contexts with few rows are cut into tasks along the context.
 #include "attention_plan.h"
 #include "attention_tile.h"
 #include "panels.h"
@@ -21,18 +21,19 @@ namespace {
 
 constexpr int64_t kMinTaskOperations = 1 << 17;  // multiplications worth waking a thread for
 
-// Floats at addresses that vectors like, not initialised.
-class Floats {
+// Elements at addresses that vectors like, not initialised.
+template <typename T>
+class Buffer {
  public:
-  explicit Floats(int64_t size) : data_(static_cast<float*>(operator new(size * sizeof(float), kAlignment))) {}
-  ~Floats() { operator delete(data_, kAlignment); }
-  Floats(const Floats&) = delete;
-  Floats& operator=(const Floats&) = delete;
-  operator float*() { return data_; }
+  explicit Buffer(int64_t size) : data_(static_cast<T*>(operator new(size * sizeof(T), kAlignment))) {}
+  ~Buffer() { operator delete(data_, kAlignment); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  operator T*() { return data_; }
 
  private:
   static constexpr std::align_val_t kAlignment{64};
-  float* data_;
+  T* data_;
 };
 
 // The running result of one row: sum over keys of 2^(score - max) * value, and of 2^(score - max).
@@ -54,34 +55,40 @@ struct Running {
 
 template <typename T>
 class Worker {
+  using Operand = OperandOf<T>;
+
  public:
   Worker(const PagedAttentionArgs& args, int64_t max_rows, float* partials)
       : a_(args),
         sizes_(args),
         partials_(partials),
         tile_(args, sizes_),
-        queries_(max_rows * sizes_.padded_dim),
+        queries_(max_rows * query_stride()),
         values_(max_rows * sizes_.padded_dim),
         running_(new Running[max_rows]),
         key_panels_(kTile * sizes_.padded_dim),
         value_panels_(max_rows > kPanelRows ? kTile * sizes_.padded_dim : 0),
         scores_(kPanelRows * kTile),
+        weights_(kPanelRows * kTile / kDepth<Operand>),
         tile_values_(kPanelRows * sizes_.partial_floats()) {}
 
-  void run(const Task& task) {
+  // `following` is the task that this worker runs next, if there is one: its first keys are asked for early.
+  void run(const Task& task, const Task* following) {
     const int64_t rows = (task.end_query - task.first_query) * sizes_.group;
-    const int64_t seen = first_visible(task) + task.end_query - task.first_query - 1;  // keys that its last query sees
     const bool whole = task.partials < 0;
     keeps_panels_ = rows > kPanelRows;
-    tile_.start(task, seen);
-    for (int64_t r = 0; r < rows; ++r) load_query(row_of(task, r), queries_ + r * sizes_.padded_dim);
+    if (!is_ahead_) tile_.start(place(task, task.first_tile));
+    is_ahead_ = following != nullptr;
+    for (int64_t r = 0; r < rows; ++r) load_query(row_of(task, r), queries_ + r * query_stride());
     if (whole) {
       std::fill_n(static_cast<float*>(values_), rows * sizes_.padded_dim, 0.f);
       std::fill_n(running_.get(), rows, Running{});
     }
     for (int64_t tile = task.first_tile; tile < task.end_tile; ++tile) {
       const int64_t first_key = tile * kTile;
-      tile_.next(first_key);
+      tile_.next(tile + 1 < task.end_tile ? place(task, tile + 1)
+                 : is_ahead_              ? place(*following, following->first_tile)
+                                          : Place{});
       if (keeps_panels_) {
         tile_.turn_keys(0, tile_.num_panels(), key_panels_);
         tile_.copy_values(value_panels_);
@@ -117,6 +124,17 @@ class Worker {
   }
 
  private:
+  int64_t query_stride() const { return sizes_.padded_dim / kDepth<Operand>; }
+
+  // The keys of a tile that the task's last query sees.
+  Place place(const Task& task, int64_t tile) const {
+    const int64_t seen = first_visible(task) + task.end_query - task.first_query - 1, first_key = tile * kTile;
+    return {.table = a_.block_tables + task.request * a_.max_blocks,
+            .kv_head = task.kv_head,
+            .first_key = first_key,
+            .count = std::clamp<int64_t>(seen - first_key, 0, kTile)};
+  }
+
   // keys that the task's first query sees
   int64_t first_visible(const Task& task) const {
     const int64_t query_len = a_.query_starts[task.request + 1] - a_.query_starts[task.request];
@@ -129,11 +147,14 @@ class Worker {
     return token * a_.num_heads + task.kv_head * sizes_.group + r % sizes_.group;
   }
 
-  // with everything that scores are multiplied with: 2^x is cheaper than e^x
-  void load_query(int64_t row, float* to) const {
+  void load_query(int64_t row, Operand* to) const {
     const T* from = static_cast<const T*>(a_.q) + row * sizes_.dim;
-    for (int64_t d = 0; d < sizes_.dim; d += kWidth)
-      store(to + d, load_part(from + d, sizes_.dim - d) * (a_.scale * kLog2E));
+    if constexpr (kDepth<Operand> == 1) {
+      for (int64_t d = 0; d < sizes_.dim; d += kWidth) store(to + d, load_part(from + d, sizes_.dim - d));
+    } else {
+      to[sizes_.key_depth<Operand>() - 1] = {};  // of an odd dimension, half of it stays so
+      memcpy(to, from, sizes_.dim * sizeof(T));
+    }
   }
 
   void write(int64_t row, const float* values, float sum) const {
@@ -151,18 +172,21 @@ class Worker {
     }
     const int64_t num_panels = (limit + kPanel - 1) / kPanel;
     score(first_row, count, num_panels);
+    constexpr int64_t kWeights = kTile / kDepth<Operand>;
     for (int64_t i = 0; i < count; ++i)
-      softmax(scores_ + i * kTile, visible[i], num_panels * kPanel, out + i * stride + sizes_.padded_dim);
-    if (!keeps_panels_) return tile_.weigh({scores_, out, kTile, stride, limit}, count);
-    multiply({.rows = scores_,
-              .panels = value_panels_,
-              .out = out,
-              .row_stride = kTile,
-              .panel_stride = kPanel * kTile,
-              .out_stride = stride,
-              .depth = limit,
-              .num_panels = sizes_.padded_dim / kPanel},
-             count);
+      softmax(scores_ + i * kTile, visible[i], num_panels * kPanel, weights_ + i * kWeights,
+              out + i * stride + sizes_.padded_dim);
+    const int64_t depth = (limit + kDepth<Operand> - 1) / kDepth<Operand>;
+    if (!keeps_panels_) return tile_.weigh({weights_, out, kWeights, stride, depth}, count);
+    multiply<Operand>({.rows = weights_,
+                       .panels = value_panels_,
+                       .out = out,
+                       .row_stride = kWeights,
+                       .panel_stride = kPanel * kWeights,
+                       .out_stride = stride,
+                       .depth = depth,
+                       .num_panels = sizes_.padded_dim / kPanel},
+                      count);
   }
 
   // Products of `count` queries with the keys of the tile's first panels.
@@ -171,47 +195,56 @@ class Worker {
     for (int64_t panel = 0; panel < num_panels; panel += step) {
       const int64_t at_once = std::min(step, num_panels - panel);
       if (!keeps_panels_) tile_.turn_keys(panel, at_once, key_panels_);
-      multiply({.rows = queries_ + first_row * sizes_.padded_dim,
-                .panels = key_panels_,
-                .out = scores_ + panel * kPanel,
-                .row_stride = sizes_.padded_dim,
-                .panel_stride = kPanel * sizes_.dim,
-                .out_stride = kTile,
-                .depth = sizes_.dim,
-                .num_panels = at_once},
-               count);
+      const int64_t depth = sizes_.key_depth<Operand>();
+      multiply<Operand>({.rows = queries_ + first_row * query_stride(),
+                         .panels = key_panels_,
+                         .out = scores_ + panel * kPanel,
+                         .row_stride = query_stride(),
+                         .panel_stride = kPanel * depth,
+                         .out_stride = kTile,
+                         .depth = depth,
+                         .num_panels = at_once},
+                        count);
     }
   }
 
-  // Scores [width] -> 2^(score - max), 0 from `visible` on; max_sum gets the maximum and the sum.
-  static void softmax(float* scores, int64_t visible, int64_t width, float* max_sum) {
+  // Products [width] -> weights 2^(score - max), 0 from `visible` on; max_sum gets the maximum and the sum. 2^x is
+  // cheaper than e^x.
+  void softmax(float* scores, int64_t visible, int64_t width, Operand* weights, float* max_sum) const {
+    for (int64_t j = 0; j < width; j += kWidth) store(scores + j, load(scores + j) * (a_.scale * kLog2E));
     std::fill(scores + visible, scores + width, -__builtin_inff());
-    if (visible == 0) std::fill_n(scores, width, -__builtin_inff());
     Vec most = broadcast(-__builtin_inff());
     for (int64_t j = 0; j < width; j += kWidth) most = select(load(scores + j) > most, load(scores + j), most);
     max_sum[0] = visible == 0 ? 0.f : max(most);
     Vec total = {};
     for (int64_t j = 0; j < width; j += kWidth) {
       const Vec weight = exp2(load(scores + j) - max_sum[0]);
-      store(scores + j, weight);
+      store(reinterpret_cast<Weight*>(weights) + j, weight);
       total += weight;
     }
     max_sum[1] = sum(total);
   }
 
+  using Weight = std::conditional_t<kDepth<Operand> == 1, float, T>;
+
   const PagedAttentionArgs& a_;
   const Sizes sizes_;
   float* const partials_;
   Tile<T> tile_;
+  bool is_ahead_ = false;  // the tile has located the next task's keys
   bool keeps_panels_ =
       false;  // whether a tile's panels are made once for many rows, or piece by piece as they are needed
-  Floats queries_, values_;  // [max_rows, padded_dim]
+  Buffer<Operand> queries_;  // [max_rows, padded_dim] in operands
+  Buffer<float> values_;     // [max_rows, padded_dim]
   std::unique_ptr<Running[]> running_;
-  Floats key_panels_, value_panels_;
-  Floats scores_, tile_values_;  // [kPanelRows, kTile], [kPanelRows, padded_dim + 2]
+  Buffer<Operand> key_panels_, value_panels_;
+  Buffer<float> scores_;       // [kPanelRows, kTile]
+  Buffer<Operand> weights_;    // [kPanelRows, kTile] in operands
+  Buffer<float> tile_values_;  // [kPanelRows, padded_dim + 2]
 };
 
-// Runs step(worker, i) for each i in [0, size), whichever thread is free taking the next.
+// Runs step(worker, i, j) for each i in [0, size), whichever thread is free taking the next; j is what this thread
+// takes after i, size or more for nothing.
 template <typename T, typename Step>
 void for_each(const PagedAttentionArgs& a, const Plan& plan, float* partials, int64_t size, int64_t operations,
               const Step& step) {
@@ -219,7 +252,11 @@ void for_each(const PagedAttentionArgs& a, const Plan& plan, float* partials, in
   const int64_t threads = std::clamp<int64_t>(operations / kMinTaskOperations, 1, size);
   parallel_for(threads, 1, [&](int64_t, int64_t) {
     Worker<T> worker(a, plan.max_rows, partials);
-    for (int64_t i; (i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < size;) step(worker, i);
+    const auto take = [&] { return __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED); };
+    for (int64_t i = take(), following; i < size; i = following) {
+      following = take();
+      step(worker, i, following);
+    }
   });
 }
 
@@ -230,12 +267,13 @@ void run(const PagedAttentionArgs& a) {
   int64_t cost = 0;
   for (const Task& task : plan.tasks) cost += task.cost();
   const int64_t operations = cost * kTile * a.head_dim * 2 * a.num_heads / a.num_kv_heads;
-  Floats partials(plan.partial_floats);
-  for_each<T>(a, plan, partials, num_tasks, operations,
-              [&](Worker<T>& worker, int64_t i) { worker.run(plan.tasks[i]); });
+  Buffer<float> partials(plan.partial_floats);
+  for_each<T>(a, plan, partials, num_tasks, operations, [&](Worker<T>& worker, int64_t i, int64_t following) {
+    worker.run(plan.tasks[i], following < num_tasks ? &plan.tasks[following] : nullptr);
+  });
   if (num_merges == 0) return;
   for_each<T>(a, plan, partials, num_merges, plan.partial_floats,
-              [&](Worker<T>& worker, int64_t i) { worker.merge(plan.merges[i]); });
+              [&](Worker<T>& worker, int64_t i, int64_t) { worker.merge(plan.merges[i]); });
 }
 
 }  // namespace

@@ -1,11 +1,11 @@
-// panels.h — a small matrix product in registers: rows of plain floats by a matrix cut into panels of kPanel columns.
+// panels.h — a small matrix product in registers: rows of operands by a matrix cut into panels of kPanel columns.
 //
 // A panel holds its columns side by side, step after step: panel[i * kPanel + column]. Each output element is summed
 // over i = 0, 1, 2, ... whatever the number of rows and panels in a call, so a row's result never depends on its
 // neighbours.
 #pragma once
 
-#include "vec.h"
+#include "operand.h"
 
 namespace tinyserve::cpu::TINYSERVE_ISA {
 
@@ -13,18 +13,19 @@ constexpr int kPanelVecs = 2;
 constexpr int kPanel = kPanelVecs * kWidth;  // columns
 constexpr int kPanelRows = 6;                // rows at once: with 2 vectors each, the sums that 16 registers can hold
 
+template <typename Operand>
 struct PanelProduct {
-  const float* rows;    // [n, depth], row_stride apart
-  const float* panels;  // [num_panels, depth, kPanel], panel_stride apart
-  float* out;           // [n, num_panels * kPanel], out_stride apart
+  const Operand* rows;    // [n, depth], row_stride apart
+  const Operand* panels;  // [num_panels, depth, kPanel], panel_stride apart
+  float* out;             // [n, num_panels * kPanel], out_stride apart
   int64_t row_stride, panel_stride, out_stride;
-  int64_t depth, num_panels;
+  int64_t depth, num_panels;  // depth in operands
 };
 
-template <int Rows, int Panels>
-void multiply_block(const PanelProduct p, int64_t first_panel) {
+template <int Rows, int Panels, typename Operand>
+void multiply_block(const PanelProduct<Operand> p, int64_t first_panel) {
   constexpr int kVecs = Panels * kPanelVecs;
-  const float *rows = p.rows, *panels = p.panels + first_panel * p.panel_stride;
+  const Operand *rows = p.rows, *panels = p.panels + first_panel * p.panel_stride;
   float* out = p.out + first_panel * kPanel;
   // Unrolled by name: else GCC keeps the sums in memory before and after the loop.
   Vec sums[Rows][kVecs];
@@ -33,12 +34,13 @@ void multiply_block(const PanelProduct p, int64_t first_panel) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) sums[r][v] = Vec{};
   for (int64_t i = 0; i < p.depth; ++i) {
-    Vec columns[kVecs];
-    for (int v = 0; v < kVecs; ++v)
-      columns[v] = load(panels + v / kPanelVecs * p.panel_stride + i * kPanel + v % kPanelVecs * kWidth);
+    OperandVec<Operand> columns[kVecs];
+    for (int v = 0; v < kVecs; ++v) {
+      const Operand* panel = panels + v / kPanelVecs * p.panel_stride;
+      columns[v] = load_as<OperandVec<Operand>>(panel + i * kPanel + v % kPanelVecs * kWidth);
+    }
     for (int r = 0; r < Rows; ++r) {
-      const Vec factor = broadcast(rows[r * p.row_stride + i]);
-      for (int v = 0; v < kVecs; ++v) sums[r][v] += factor * columns[v];
+      for (int v = 0; v < kVecs; ++v) sums[r][v] = multiply_add(sums[r][v], rows[r * p.row_stride + i], columns[v]);
     }
   }
 #pragma GCC unroll 8
@@ -50,8 +52,8 @@ void multiply_block(const PanelProduct p, int64_t first_panel) {
 // With few rows, enough panels for the sums to hide an FMA's latency.
 constexpr int panels_at_once(int64_t rows) { return rows <= 2 ? 4 : rows == 3 ? 2 : 1; }
 
-template <int Rows>
-void multiply_rows(const PanelProduct& p) {
+template <int Rows, typename Operand>
+void multiply_rows(const PanelProduct<Operand>& p) {
   constexpr int kPanelsAtOnce = panels_at_once(Rows);
   int64_t panel = 0;
   for (; panel + kPanelsAtOnce <= p.num_panels; panel += kPanelsAtOnce) multiply_block<Rows, kPanelsAtOnce>(p, panel);
@@ -59,7 +61,8 @@ void multiply_rows(const PanelProduct& p) {
 }
 
 // rows x panels for 1 to kPanelRows rows
-inline void multiply(const PanelProduct& product, int64_t num_rows) {
+template <typename Operand>
+void multiply(const PanelProduct<Operand>& product, int64_t num_rows) {
   switch (num_rows) {
     case 1:
       return multiply_rows<1>(product);
