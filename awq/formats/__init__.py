@@ -116,7 +116,19 @@ def _quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _require_same_model(model: Mapping[str, Any], quant: Mapping[str, Any], model_path: Path, quant_path: Path) -> None:
+    """A model that reads images may be quantized as a whole or as its language model alone."""
+    ours, theirs = _language_part(model), _language_part(quant)
+    is_plain = ours is model and theirs is quant
     for field in IDENTITY_FIELDS:
-        if model.get(field) != quant.get(field):
-            values = f"{field} is {quant.get(field)!r} and {model.get(field)!r}"
+        if (is_plain or (field in ours and field in theirs)) and ours.get(field) != theirs.get(field):
+            values = f"{field} is {theirs.get(field)!r} and {ours.get(field)!r}"
             raise CheckpointError(f"{quant_path} is not a quantized {model_path}: {values}")
+
+
+def _language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of the configuration of a model that reads images: in an object of its own, or, as LLaVA has it, among all."""
+    if isinstance(config.get("text_config"), dict):
+        return config["text_config"]
+    if "mm_vision_tower" in config:
+        return {name: value for name, value in config.items() if name != "model_type"}
+    return config

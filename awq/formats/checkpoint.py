@@ -138,6 +138,14 @@ class Checkpoint:
             raise CheckpointError(f"{self._source}: tensor {name} {what}")
         return self._source.tensor(name)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a plain tensor, which is not read for it."""
+        return self._source.info(name).shape
+
+    def with_source(self, change: Callable[[TensorSource], TensorSource]) -> "Checkpoint":
+        """The same with its tensors changed: renamed, or others added. What may not be quantized has been checked."""
+        return Checkpoint(self.config, change(self._source), self._layout, self.quant)
+
     def is_quantized(self, module: str) -> bool:
         """Whether the module, e.g. "model.layers.0.self_attn.q_proj", is stored as codes."""
         return module in self._modules

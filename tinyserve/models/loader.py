@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 
 from awq.formats import Checkpoint
+from awq.formats.json_file import read_json
 from tinyserve.config import CpuCompute, DtypeName, LoadIn, Precision
 from tinyserve.models import registry
 from tinyserve.models.llama import LlamaModel
+from tinyserve.models.names import canonical_names, with_images_of
 from tinyserve.models.opening import open_model, stored_in_bitsandbytes
 from tinyserve.models.weights import WeightReader
 
@@ -55,12 +57,17 @@ def load_model(
     start = time.perf_counter()
     checkpoint = open_model(model_path, model_base, quant_path if precision == "W4A16" else None)
     _check_precision(checkpoint, model_path, quant_path, precision, load_in)
-    config_class, model_class = registry.definition(checkpoint.config)
-    config = config_class.from_hf(checkpoint.config)
+    # What the model is, its own folder says; a quantized one beside it may be the language model alone.
+    stored_config = checkpoint.config if quant_path is None else read_json(model_path / "config.json")
+    read_config, model_class = registry.definition(stored_config)
+    config = read_config(stored_config, model_path)
     if max_context is not None and max_context > config.context_length:
         raise ValueError(f"--max-context must be at most the model's {config.context_length} tokens, got {max_context}")
     rounded = cpu_compute == "int8" and precision == "W4A16" and torch.device(device).type == "cpu"
-    weights = WeightReader(checkpoint, _dtype(dtype, checkpoint.config), torch.device(device), rounded, load_in)
+    named = canonical_names(checkpoint)
+    if quant_path is not None:
+        named = with_images_of(model_path, named)
+    weights = WeightReader(named, _dtype(dtype, checkpoint.config), torch.device(device), rounded, load_in)
     model = model_class(config, weights, num_positions=max_context or config.context_length)
     _log.info(
         "loaded %s: %s, %s activations, %.1f MB of weights per token, in %.1f s",
@@ -95,7 +102,10 @@ def _check_precision(
 def _dtype(name: DtypeName, config: dict[str, object]) -> torch.dtype:
     if name != "auto":
         return _DTYPES[name]
-    stored = str(config.get("dtype") or config.get("torch_dtype") or "float16").removeprefix("torch.")
+    text = config.get("text_config")
+    parts = [config, text if isinstance(text, dict) else {}]
+    named = [part.get(field) for part in parts for field in ("dtype", "torch_dtype")]
+    stored = str(next(filter(None, named), "float16")).removeprefix("torch.")
     if stored not in _DTYPES:
         raise ValueError(f"config.json: dtype must be one of {', '.join(_DTYPES)}, got {stored!r}: give --dtype")
     return _DTYPES[stored]

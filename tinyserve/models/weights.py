@@ -55,14 +55,26 @@ class WeightReader:
         """The layers' indices, with a bar on a terminal."""
         return iter(tqdm(range(num_layers), desc="loading", unit="layer", disable=None, leave=False))
 
+    def has_any(self, prefix: str) -> bool:
+        """Whether the checkpoint holds plain tensors whose names begin so."""
+        return any(name.startswith(prefix) for name in self._checkpoint.names())
+
+    def num_rows(self, name: str) -> int:
+        """Length of the first dimension of a plain tensor.
+
+        Raises:
+            ValueError: it is missing.
+        """
+        self._require(name)
+        return self._checkpoint.shape(name)[0]
+
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """A plain tensor.
 
         Raises:
             ValueError: it is missing, or its shape is not `shape`.
         """
-        if not self._checkpoint.has(name):
-            raise ValueError(f"the checkpoint has no tensor {name}")
+        self._require(name)
         tensor = self._checkpoint.tensor(name)
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must have the shape {list(shape)} by config.json, got {list(tensor.shape)}")
@@ -110,6 +122,10 @@ class WeightReader:
             for name, n in rows.items()
         ]
         return Linear(weights[0] if len(weights) == 1 else torch.cat(weights), bias)
+
+    def _require(self, name: str) -> None:
+        if not self._checkpoint.has(name):
+            raise ValueError(f"the checkpoint has no tensor {name}")
 
     def _is_quantized(self, module: str) -> bool:
         return self._checkpoint.is_quantized(module)
