@@ -25,6 +25,7 @@ class TimedGenerator:
         self.model_name = model_name
         self.context_length = 4096
         self.takes_images = False
+        self.has_chat_template = True
         self._num_tokens = num_tokens
         self._interval_s = interval_s
         self._num_running = 0

@@ -206,7 +206,7 @@ def test_a_value_out_of_range_names_the_field(field: str, value: Any) -> None:
             r"messages\[0\].role must be one of system, user, assistant",
         ),
         ({"messages": [{"role": "user"}]}, r"messages\[0\].content must be a string"),
-        ({"prompt": "p", "images": ["aGk="]}, "images: this model reads text only, got 1 images"),
+        ({"prompt": "p", "images": "aGk="}, "images must be a list of base64 strings"),
         ({"prompt": "\ud800"}, "prompt is not valid Unicode"),
         ({"prompt": "p", "use_beam_search": True}, "use_beam_search must be false"),
         ({"prompt": "p", "top_logprobs": 5}, "top_logprobs needs logprobs true, got None"),

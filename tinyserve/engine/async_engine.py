@@ -111,6 +111,10 @@ class AsyncEngine:
     def count_tokens(self, text: str, images: Sequence[ImageFile] = ()) -> int:
         return self._engine.preparation.count_tokens(text, images)
 
+    @property
+    def has_chat_template(self) -> bool:
+        return self._engine.tokenizer.has_chat_template
+
     def apply_chat_template(self, messages: list[dict[str, str]]) -> str:
         return self._engine.tokenizer.apply_chat_template(messages)
 

@@ -5,6 +5,7 @@ detokenizer.py's business.
 """
 
 import copy
+import functools
 import json
 import threading
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+_PROBE = "\x02text\x03"
 PARTIAL = "\ufffd"  # what decoding gives for bytes that make no character
 
 
@@ -37,6 +39,7 @@ class Tokenizer:
         self.max_token_characters = max(map(len, self._hf.get_vocab()), default=1)  # that one token can stand for
         self._before = self._hf.encode("a", add_special_tokens=False)  # at the start of a text some lose a space
         self._text_before = self.decode(self._before)
+        self._template = self._hf.chat_template or _processor_template(folder)
         self.eos_token_ids = _eos_token_ids(folder, self._hf.eos_token_id)
 
     def encode(self, text: str, adds_bos: bool = True) -> list[int]:
@@ -79,19 +82,47 @@ class Tokenizer:
         text = self.decode([*self._before, token_id])[len(self._text_before) :]
         return text if PARTIAL not in text else self._hf.convert_ids_to_tokens(token_id)
 
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._template)
+
     def apply_chat_template(self, messages: list[dict[str, str]]) -> str:
         """The prompt for a conversation, ending where the assistant's answer begins.
 
         Raises:
             ValueError: the model has no chat template, or the template refuses the messages.
         """
-        if not self._hf.chat_template:
+        if not self.has_chat_template:
             raise ValueError(f"the tokenizer in {self._hf.name_or_path} has no chat template")
         try:
-            with self._lock:
-                return self._hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return self._render(messages, self._template_takes_parts)
         except Exception as error:  # jinja2's, and whatever a template raises by itself
             raise ValueError(f"the model's chat template refuses these messages: {error}") from error
+
+    @functools.cached_property
+    def _template_takes_parts(self) -> bool:
+        """Templates of image models may want a list of parts as content, and leave out what is a string."""
+        try:
+            return _PROBE not in self._render([{"role": "user", "content": _PROBE}], False)
+        except Exception:  # it may refuse a string as well as anything else
+            return True
+
+    def _render(self, messages: list[dict[str, str]], in_parts: bool) -> str:
+        content: list[dict[str, Any]] = [
+            {**message, "content": [{"type": "text", "text": message["content"]}] if in_parts else message["content"]}
+            for message in messages
+        ]
+        with self._lock:
+            return self._hf.apply_chat_template(
+                content, chat_template=self._template, tokenize=False, add_generation_prompt=True
+            )
+
+
+def _processor_template(folder: Path) -> str | None:
+    """The chat template of older image models, which stands in a file that tokenizers do not read."""
+    path = folder / "chat_template.json"
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return stored.get("chat_template")
 
 
 def _eos_token_ids(folder: Path, tokenizer_eos: int | None) -> frozenset[int]:

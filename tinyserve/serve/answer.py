@@ -46,6 +46,7 @@ class Answer:
             last.finish_reason,
             last.num_cached_tokens,
             logprobs,
+            last.timing,
         )
         self._text, self._num_new = "", 0
         self._new_logprobs = []

@@ -7,21 +7,21 @@ FastChat's (`echo`, `stop_token_ids`, `top_k`, penalties, `logprobs`), OpenAI's 
 ask for what is not built are refused. It knows no engine.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tinyserve.config import MAX_STOP_CHARACTERS, SamplingParams
 from tinyserve.engine.generator import RequestError
 from tinyserve.serve import fields
+from tinyserve.serve.chat_messages import parse_messages
+from tinyserve.serve.image_input import check_number, parse_images
 from tinyserve.serve.output_format import parse_grammar
 from tinyserve.serve.wire import ErrorCode
 
-MAX_MESSAGES = 1000
 MAX_PRIORITY = 1000
 MAX_N = 16  # samples of one prompt
 MAX_TOKEN_ID_DIGITS = 9
-ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class GenerateParams:
     prompt: str | None
     messages: tuple[dict[str, str], ...] | None  # a conversation, for which the worker applies the model's template
     sampling: SamplingParams
+    images: tuple[str, ...] = ()  # base64 or data: URLs, one for each <image> in the prompt or the messages, in order
     priority: int = 0  # the lower, the sooner
     n: int = 1  # samples of the prompt, each a text of its own
     model: str | None = None
@@ -45,9 +46,9 @@ def parse(body: Mapping[str, Any]) -> GenerateParams:
         RequestError: 40001 for a wrong type or a missing prompt, 40302 for a value outside its range; the message names
             the field, what came and what is allowed.
     """
-    _refuse_images(body)
     prompt = fields.text(body, "prompt")
-    messages = _messages(body)
+    conversation = parse_messages(body)
+    messages = None if conversation is None else tuple(conversation.messages)
     if (prompt is None) == (messages is None):
         what = "neither" if prompt is None else "both"
         raise RequestError(ErrorCode.VALIDATION, f"a request needs either prompt or messages, got {what}")
@@ -56,9 +57,12 @@ def parse(body: Mapping[str, Any]) -> GenerateParams:
         raise RequestError(
             ErrorCode.VALIDATION, f"stream_format must be cumulative or delta, got {fields.short(stream_format)}"
         )
+    images = parse_images(body) if conversation is None else tuple(conversation.images)
+    check_number(images)
     return GenerateParams(
         prompt=prompt,
         messages=messages,
+        images=images,
         sampling=_sampling(body),
         priority=_priority(body),
         n=_n(body),
@@ -66,6 +70,14 @@ def parse(body: Mapping[str, Any]) -> GenerateParams:
         echo=fields.flag(body, "echo", True) and messages is None,
         cumulative=stream_format == "cumulative",
     )
+
+
+def with_stop(sampling: SamplingParams, stop: Sequence[str]) -> SamplingParams:
+    """With more stop strings. Raises RequestError when there are too many."""
+    try:
+        return replace(sampling, stop=tuple(dict.fromkeys((*sampling.stop, *stop))))
+    except ValueError as error:
+        raise RequestError(ErrorCode.OUT_OF_RANGE, str(error)) from error
 
 
 def _sampling(body: Mapping[str, Any]) -> SamplingParams:
@@ -142,36 +154,6 @@ def _logit_bias(body: Mapping[str, Any]) -> tuple[tuple[int, float], ...] | None
             raise fields.wrong_type(f"logit_bias[{key}]", each, "a number")
         bias[int(key)] = fields.number({f"logit_bias[{key}]": each}, f"logit_bias[{key}]") or 0.0
     return tuple(bias.items())
-
-
-def _refuse_images(body: Mapping[str, Any]) -> None:
-    images = body.get("images")
-    if images:
-        count = f"{len(images)} images" if isinstance(images, list) else fields.short(images)
-        raise RequestError(ErrorCode.VALIDATION, f"images: this model reads text only, got {count}")
-
-
-def _messages(body: Mapping[str, Any]) -> tuple[dict[str, str], ...] | None:
-    value = body.get("messages")
-    if value is None:
-        return None
-    if not isinstance(value, list) or not value:
-        raise fields.wrong_type("messages", value, "a list of at least one message")
-    if len(value) > MAX_MESSAGES:
-        raise RequestError(
-            ErrorCode.OUT_OF_RANGE, f"messages must be at most {MAX_MESSAGES} messages, got {len(value)}"
-        )
-    messages = []
-    for index, message in enumerate(value):
-        if not isinstance(message, dict):
-            raise fields.wrong_type(f"messages[{index}]", message, "an object with role and content")
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise fields.wrong_type(f"messages[{index}].role", role, "one of " + ", ".join(ROLES))
-        if not isinstance(content, str):
-            raise fields.wrong_type(f"messages[{index}].content", content, "a string")
-        messages.append({"role": role, "content": fields.valid_unicode(f"messages[{index}].content", content)})
-    return tuple(messages)
 
 
 def _stop(body: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -14,6 +14,7 @@ from typing import get_args
 from tinyserve.config import CpuCompute, DtypeName, EngineConfig, Precision
 from tinyserve.serve import http_server
 from tinyserve.serve.address import check_worker_address
+from tinyserve.serve.llava_templates import TEMPLATES
 from tinyserve.serve.served_model import default_precision, load_generator, load_in
 from tinyserve.serve.worker import MAX_WAITING, ModelWorker
 from tinyserve.serve.worker_app import MAX_BODY_BYTES, STALL_S, create_app
@@ -81,6 +82,19 @@ def add_model_flags(flags: argparse.ArgumentParser, model_path: bool = True) -> 
     group.add_argument("--kv-cache-bytes", type=int, metavar="BYTES", help="default: a share of the free memory")
     group.add_argument("--block-size", type=int, default=EngineConfig.block_size, help="tokens in a block of it (32)")
     group.add_argument("--no-prefix-cache", action="store_true", help="requests that begin alike share nothing")
+    group.add_argument(
+        "--image-memory-bytes",
+        type=int,
+        default=EngineConfig.image_memory_bytes,
+        metavar="BYTES",
+        help="for what images become: those in use, and the latest others, which are not encoded again (512 MiB)",
+    )
+    group.add_argument(
+        "--conv-mode",
+        choices=tuple(TEMPLATES),
+        metavar="NAME",
+        help="LLaVA's conversation template: " + ", ".join(TEMPLATES),
+    )
     group.add_argument("--max-num-requests", type=int, default=EngineConfig.max_num_requests, help="in one batch (64)")
     group.add_argument(
         "--num-speculative-tokens", type=int, default=0, metavar="N", help="guessed from the text so far (0: off)"
@@ -124,6 +138,7 @@ def run(args: argparse.Namespace) -> None:
             kv_cache_bytes=args.kv_cache_bytes,
             block_size=args.block_size,
             prefix_cache=not args.no_prefix_cache,
+            image_memory_bytes=args.image_memory_bytes,
             max_num_requests=args.max_num_requests,
             max_batch_tokens=args.max_batch_tokens,
             max_slowdown=args.max_slowdown,
@@ -148,6 +163,7 @@ def run(args: argparse.Namespace) -> None:
         speed=args.speed,
         heartbeat_interval=args.heartbeat_interval,
         worker_token=args.worker_token,
+        conv_mode=args.conv_mode,
     )
     log.info("worker %s serves %s at %s", worker.worker_id, ", ".join(worker.model_names), address)
     http_server.serve(

@@ -7,9 +7,12 @@ control characters, so a zero byte can only be a separator. This module knows no
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from enum import IntEnum
 from json.encoder import encode_basestring_ascii as _quote  # the C function behind json.dumps for one string
 from typing import Any
+
+from tinyserve.engine.request import Timing
 
 SEPARATOR = b"\0"
 _INDEX = b'"index": %d, '  # always a record's first member
@@ -81,12 +84,14 @@ class RecordEncoder:
         finish_reason: str | None,
         cached_tokens: int = 0,
         logprobs: bytes | None = None,
+        timing: Timing | None = None,
     ) -> bytes:
         """The record that tells about `new_text`; token counts are totals of the request so far.
 
         Args:
             cached_tokens: of the prompt, which were not computed again; OpenAI's place and name for it.
             logprobs: a JSON object, see logprobs_encoder.py.
+            timing: where the time until the first token went, told in the last record of a request with images.
         """
         text = _escape(new_text)
         if self._cumulative:
@@ -94,6 +99,8 @@ class RecordEncoder:
             text = bytes(self._escaped)
         total = prompt_tokens + completion_tokens
         tail = b"" if logprobs is None else b', "logprobs": ' + logprobs
+        if timing is not None:
+            tail += b', "timing": ' + json.dumps(asdict(timing)).encode("ascii")
         reason = b"null" if finish_reason is None else _quote(finish_reason).encode("ascii")
         details = b', "prompt_tokens_details": {"cached_tokens": %d}' % cached_tokens if cached_tokens else b""
         return (

@@ -14,10 +14,12 @@ from typing import Any
 
 from tinyserve.config import EngineConfig, Precision
 from tinyserve.engine.generator import Generator, RequestError
+from tinyserve.engine.image_file import ImageFile
 from tinyserve.serve.admission import Admission
 from tinyserve.serve.answer import Answer
-from tinyserve.serve.conversation import conversation
-from tinyserve.serve.generate_params import GenerateParams, parse
+from tinyserve.serve.chat_format import ChatFormat
+from tinyserve.serve.generate_params import GenerateParams, parse, with_stop
+from tinyserve.serve.image_input import check_number, read_images
 from tinyserve.serve.samples import samples
 from tinyserve.serve.served_model import default_precision, load_generator, load_in, name_of
 from tinyserve.serve.wire import ErrorCode, error_record
@@ -60,6 +62,7 @@ class ModelWorker:
         speed: float = 1,
         heartbeat_interval: float = 30.0,
         worker_token: str | None = None,
+        conv_mode: str | None = None,
     ) -> None:
         """Loads the model unless a generator is given, then registers, unless told not to, in the background.
 
@@ -83,6 +86,7 @@ class ModelWorker:
             speed: relative to other workers of the model, for the controller's dispatch.
             heartbeat_interval: seconds.
             worker_token: the secret that the controller asks of its workers.
+            conv_mode: which of LLaVA's conversation templates the model was trained with; None: see chat_format.py.
 
         Raises:
             ValueError, OSError: the model cannot be loaded; the message names what is wrong.
@@ -107,12 +111,19 @@ class ModelWorker:
         self.worker_addr = worker_addr.rstrip("/")
         self.generator = generator
         self.model_names = names or [name_of(model_path, precision)]
+        render = generator.apply_chat_template if generator.has_chat_template else None
+        self._chat_format = ChatFormat(self.model_names[0], render, conv_mode)
         self.speed = speed
         self.stream_interval = stream_interval
         self.call_count = 0
         self.failure: str | None = None  # why the generator can produce nothing any more
         self._heartbeat = Heartbeat(
-            self.controller_addr, self.worker_addr, self.get_status, heartbeat_interval, worker_token
+            self.controller_addr,
+            self.worker_addr,
+            self.get_status,
+            heartbeat_interval,
+            worker_token,
+            multimodal=generator.takes_images,
         )
         self._registers = not no_register
         limit = max_open if limit_model_concurrency is None else limit_model_concurrency
@@ -149,8 +160,8 @@ class ModelWorker:
         return {"model_names": self.model_names, "speed": self.speed, "queue_length": self.get_queue_length()}
 
     def get_conv_template(self) -> dict[str, Any]:
-        """The model's chat template as a FastChat conversation."""
-        return conversation(self.model_names[0], self.generator.apply_chat_template)
+        """How the model wants its conversations, as a FastChat conversation."""
+        return self._chat_format.as_fastchat()
 
     async def stream(self, params: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
         """The records of one request. Closing the generator ends the request in the engine.
@@ -161,9 +172,13 @@ class ModelWorker:
         """
         request = parse(params)
         prompt = self._prompt(request)
+        images = await self._read_images(request.images)
+        sampling = request.sampling
+        if request.messages is not None:  # a client that builds prompts itself says where answers end
+            sampling = with_stop(sampling, self._chat_format.stop)
         answers = [Answer(request, prompt, index, self.stream_interval) for index in range(request.n)]
-        generate = functools.partial(self.generator.generate, prompt, priority=request.priority)
-        async with aclosing(samples(generate, request.sampling, request.n)) as chunks:
+        generate = functools.partial(self.generator.generate, prompt, priority=request.priority, images=images)
+        async with aclosing(samples(generate, sampling, request.n)) as chunks:
             async for index, chunk in chunks:
                 if chunk.finish_reason in ("error", "abort"):
                     raise GenerationError(chunk.error or "the request was aborted")
@@ -197,10 +212,15 @@ class ModelWorker:
         """As `stream_gate`, for callers without an event loop."""
         return _iterate(self.stream_gate(params))
 
-    async def count_tokens(self, prompt: str) -> int:
-        """Raises RequestError when the prompt is far longer than the context."""
+    async def count_tokens(self, prompt: str, images: Sequence[str] = ()) -> int:
+        """Raises RequestError when the prompt is far longer than the context, or an image cannot be used.
+
+        Args:
+            images: base64, one for each `<image>`; none: each counts as one of the vision tower's own size.
+        """
         self._check_length(prompt)
-        return await asyncio.to_thread(self.generator.count_tokens, prompt)
+        check_number(images)
+        return await asyncio.to_thread(self.generator.count_tokens, prompt, await self._read_images(images))
 
     async def close(self) -> None:
         """Ends the heartbeats and the generator."""
@@ -214,12 +234,19 @@ class ModelWorker:
         if request.messages is not None:
             self._check_length("".join(message["content"] for message in request.messages))
             try:
-                return self.generator.apply_chat_template([dict(message) for message in request.messages])
+                return self._chat_format.prompt(request.messages)
             except Exception as error:  # a template is a program that raises what it likes about the conversation
                 raise RequestError(ErrorCode.VALIDATION, f"messages: {error}") from error
         assert request.prompt is not None
         self._check_length(request.prompt)
         return request.prompt
+
+    async def _read_images(self, images: Sequence[str]) -> list[ImageFile]:
+        if not images:
+            return []
+        if not self.generator.takes_images:
+            raise RequestError(ErrorCode.VALIDATION, f"images: this model reads text only, got {len(images)} images")
+        return await asyncio.to_thread(read_images, images)
 
     def _check_length(self, text: str) -> None:
         """Refuses what cannot fit before it costs the time to tokenize it."""

@@ -19,10 +19,11 @@ from starlette.types import Receive, Scope, Send
 from tinyserve.engine.generator import RequestError
 from tinyserve.serve.body import BadBody, error_body, parse_object, read_body
 from tinyserve.serve.health import ProgressWatch
+from tinyserve.serve.image_input import parse_images
 from tinyserve.serve.wire import ErrorCode, LastRecords, error_record
 from tinyserve.serve.worker import ModelWorker
 
-MAX_BODY_BYTES = 16 << 20
+MAX_BODY_BYTES = 64 << 20  # a photograph as PNG has a few megabytes, in base64 a third more
 STALL_S = 120.0
 WATCH_EVERY_S = 1.0
 
@@ -59,11 +60,12 @@ def create_app(worker: ModelWorker, max_body_bytes: int = MAX_BODY_BYTES, stall_
 
     @app.post("/count_token")
     async def count_token(request: Request) -> dict[str, Any]:
-        prompt = (await body_of(request)).get("prompt")
+        body = await body_of(request)
+        prompt = body.get("prompt")
         if not isinstance(prompt, str):
             raise BadBody(422, f"prompt must be a string, got {type(prompt).__name__}")
         try:
-            return {"count": await worker.count_tokens(prompt), "error_code": 0}
+            return {"count": await worker.count_tokens(prompt, parse_images(body)), "error_code": 0}
         except RequestError as error:
             return {"count": 0, "error_code": int(error.code), "text": str(error)}
 
@@ -92,6 +94,8 @@ def create_app(worker: ModelWorker, max_body_bytes: int = MAX_BODY_BYTES, stall_
             "generated_tokens": stats.generated_tokens,
             "cached_tokens": stats.cached_tokens,
             "preemptions": stats.preemptions,
+            "encoding": stats.num_encoding,
+            "encoded_images": stats.encoded_images,
             "requests": worker.call_count,
         }
         return JSONResponse(report, status_code=200 if stalled is None else 503)

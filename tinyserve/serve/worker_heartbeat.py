@@ -33,6 +33,7 @@ class Heartbeat:
         status: Callable[[], dict[str, Any]],
         interval_s: float = 30.0,
         token: str | None = None,
+        multimodal: bool = False,
     ) -> None:
         """
         Args:
@@ -40,11 +41,13 @@ class Heartbeat:
             status: the worker's status as the register route wants it; called from this object's thread.
             interval_s: seconds between two reports when nothing changes.
             token: the secret that the controller asks of its workers.
+            multimodal: the model takes images, which the controller tells FastChat's clients.
         """
         self._controller = controller_address
         self._worker = worker_address
         self._status = status
         self._interval_s = interval_s
+        self._multimodal = multimodal
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._session = requests.Session()
         self._wake = threading.Event()
@@ -70,7 +73,12 @@ class Heartbeat:
         Raises:
             HeartbeatError: the controller cannot be reached, or refuses.
         """
-        body = {"worker_name": self._worker, "check_heart_beat": True, "worker_status": self._status()}
+        body = {
+            "worker_name": self._worker,
+            "check_heart_beat": True,
+            "worker_status": self._status(),
+            "multimodal": self._multimodal,
+        }
         self._post("/register_worker", body)
         log.info("registered %s at the controller %s", self._worker, self._controller)
 
