@@ -3,6 +3,7 @@
     python -m benchmarks.bench_server MODEL                      starts a worker of ours on that folder
     python -m benchmarks.bench_server --url URL --name NAME      any worker or controller that runs already
     python -m benchmarks.bench_server --url URL --api openai ... any OpenAI-style server: peers are measured alike
+    python -m benchmarks.bench_server MODEL --images FILE...     questions about pictures, and nothing else
 
 Prompts are random words, temperature 0, outputs of fixed length. Every scenario runs on a warm server. The lines at the
 end compare with what is aimed at; a peer gets the same lines.
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import load, scenarios, step_overhead
+from benchmarks import image_requests, load, scenarios, step_overhead
 from benchmarks.endpoints import ENDPOINTS
 from benchmarks.load import Job, random_prompt
 from benchmarks.machine import describe, write_results
@@ -34,6 +35,8 @@ async def run_all(url: str, args: argparse.Namespace) -> dict[str, Any]:
     async with load.client(url, ENDPOINTS[args.api](args.name)) as client:
         for _ in range(2):  # warm
             scenarios.checked(await client.run(Job(random_prompt(args.prompt, random_), 8)))
+        if args.images:
+            return {"images": await image_requests.image_requests(client, random_, args.images)}
         closed = []
         for concurrency in args.concurrency:
             served = await scenarios.closed(client, random_, concurrency, args.prompt, args.new)
@@ -109,24 +112,31 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-ttft", type=float, default=2.0, help="seconds; goodput counts what kept both limits")
     parser.add_argument("--max-tpot", type=float, default=0.1, help="seconds")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", default="server", help="name of the results file")
+    parser.add_argument("--images", type=Path, nargs="+", default=[], metavar="FILE", help="ask about these pictures")
+    parser.add_argument("--results", help="name of the results file (server, with --images server-images)")
     args = parser.parse_args(argv)
     if (args.model is None) == (args.url is None):
         parser.error("give either MODEL or --url")
+    if args.images and args.api != "tinyserve":
+        parser.error("--images needs --api tinyserve: the parts of the time are what our worker tells")
     if args.url and not args.name:
         parser.error("--url needs --name")
     args.name = args.name or args.model.name
+    args.results = args.results or ("server-images" if args.images else "server")
     return args
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     start_time = time.monotonic()
-    overhead = {} if args.url else {"overhead": step_overhead.measure()}
+    overhead = {} if args.url or args.images else {"overhead": step_overhead.measure()}
     with server(args) as url:
         results = {**asyncio.run(run_all(url, args)), **overhead}
-    good = verdicts(results)
+    if args.images:
+        image_requests.show(results["images"])
+    good = bool(args.images) or verdicts(results)
     settings = {name: value.name if isinstance(value, Path) else value for name, value in vars(args).items()}
+    settings["images"] = [path.name for path in args.images]
     path = write_results(args.results, {"machine": describe(), "settings": settings, **results})
     print(f"written to {path} after {time.monotonic() - start_time:.0f} s")
     return 0 if good else 1

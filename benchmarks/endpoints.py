@@ -5,7 +5,7 @@ An endpoint turns bytes into counts of tokens; when they arrived is load.py's bu
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 
@@ -21,6 +21,7 @@ class Event:
     completion_tokens: int | None = None  # so far, where the server says so
     prompt_tokens: int | None = None
     cached_tokens: int = 0
+    timing: dict[str, float] | None = None
 
 
 class Endpoint(Protocol):
@@ -55,7 +56,7 @@ class NullByteRecords:
         record = json.loads(part)
         if record["error_code"]:
             raise StreamError(f"error {record['error_code']}: {record['text']}")
-        return _event(True, record["usage"])
+        return replace(_event(True, record["usage"]), timing=record.get("timing"))
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class Served:
     num_tokens: int = 0
     prompt_tokens: int | None = None
     cached_tokens: int = 0
+    timing: dict[str, float] | None = None  # the worker's own account of a request with images
     error: str | None = None
 
     @property
@@ -61,6 +62,7 @@ class Served:
 class Job:
     prompt: str
     max_new_tokens: int
+    images: tuple[str, ...] = ()  # base64
 
 
 def random_prompt(num_words: int, random_: random.Random) -> str:
@@ -80,6 +82,8 @@ class Client:
         """One request to its end; what goes wrong is in its `error`."""
         served = Served(time.perf_counter())
         body = self._endpoint.body(job.prompt, job.max_new_tokens)
+        if job.images:
+            body["images"] = list(job.images)
         try:
             async with self._session.post(self._url, json=body) as response:
                 if response.status != 200:
@@ -102,6 +106,7 @@ class Client:
                     on_piece(served)
                 served.num_tokens = event.completion_tokens or len(served.pieces)
                 served.prompt_tokens = event.prompt_tokens or served.prompt_tokens
+                served.timing = event.timing or served.timing
                 served.cached_tokens = max(served.cached_tokens, event.cached_tokens)
 
 

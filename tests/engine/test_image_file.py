@@ -1,12 +1,10 @@
 """Which files are accepted as pictures, and what is known of them before they are decoded."""
 
 import io
-import struct
-import zlib
 
 import numpy as np
 import pytest
-from pictures import KINDS, file_of, picture
+from pictures import KINDS, file_of, picture, png_header
 from PIL import Image, ImageOps
 
 from tinyserve.engine import image_file
@@ -14,16 +12,6 @@ from tinyserve.engine.image_file import ImageError, ImageFile
 from tinyserve.models.image_pixels import to_rgb
 
 RGB = picture("RGB", 60, 40)
-
-
-def png_header(width: int, height: int) -> bytes:
-    """The beginning of a PNG file that promises so many pixels, and an empty one after it."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=["-".join(map(str, kind)) for kind in KINDS])

@@ -24,6 +24,7 @@ from tinyserve.engine.generator import EngineStats
 from tinyserve.serve import model_worker
 from tinyserve.serve.model_worker import ModelWorker, create_app
 from tinyserve.serve.served_model import default_precision, name_of
+from tinyserve.serve.worker_app import MAX_BODY_BYTES
 
 CONTROLLER, WORKER = "http://127.0.0.1:21001/", "http://127.0.0.1:21002"
 NUM_TOKENS = 6

@@ -14,6 +14,7 @@ from tinyserve.engine.tokenizer import Tokenizer
 from tinyserve.models.image_spec import ImageSpec
 
 MARK = "<image>"
+FASTCHAT_MARK = "$$<image>$$"  # what FastChat's servers write in its place
 PLACEHOLDER = -200  # LLaVA's IMAGE_TOKEN_INDEX: no vocabulary has it, so nothing can take it for text
 
 
@@ -40,6 +41,7 @@ def tokenize(prompt: str, images: Sequence[ImageFile], tokenizer: Tokenizer, spe
         if images:
             raise RequestError(VALIDATION, f"images: this model reads text only, got {len(images)} of them")
         return ImagePrompt(tokenizer.encode(prompt), ())
+    prompt = prompt.replace(FASTCHAT_MARK, MARK)
     if spec.start_end:
         prompt = prompt.replace(MARK, f"<im_start>{MARK}<im_end>")
     first, *others = prompt.split(MARK)

@@ -7,14 +7,19 @@ program knows no templates; it knows two addresses and the wire protocol.
 import argparse
 import contextlib
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TextIO
 
 from tinyserve.serve import client
+from tinyserve.serve.attachments import NUM_FRAMES, AttachmentError, frame_urls, image_url
 from tinyserve.serve.client import ServerError
 
-HELP = "/reset begins a new conversation, /exit or Ctrl-D ends, Ctrl-C stops an answer."
+HELP = (
+    "/image FILE shows a picture with the next question, /video FILE frames of an animation, /reset begins a new "
+    "conversation, /exit or Ctrl-D ends, Ctrl-C stops an answer."
+)
 
 
 class AnswerError(RuntimeError):
@@ -29,18 +34,23 @@ class Chat:
     model: str
     options: dict[str, Any]  # sampling parameters of every request
     system: str | None = None
-    messages: list[dict[str, str]] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)  # data: URLs, for the next question
 
     def reset(self) -> None:
         self.messages.clear()
+        self.images.clear()
 
     def ask(self, question: str) -> Generator[str, None, None]:
         """The pieces of the answer as they arrive. What has arrived stays in the conversation, however it ends.
 
         Raises:
-            ServerError, AnswerError: the conversation is then as it was before.
+            ServerError, AnswerError: the conversation is then as it was before, and the images are gone.
         """
-        question_message = {"role": "user", "content": question}
+        images, self.images = self.images, []
+        parts = [{"type": "image_url", "image_url": {"url": url}} for url in images]
+        content = [*parts, {"type": "text", "text": question}] if parts else question
+        question_message = {"role": "user", "content": content}
         lead = [{"role": "system", "content": self.system}] if self.system else []
         body = {
             **self.options,
@@ -62,6 +72,13 @@ class Chat:
             finally:
                 if answer:
                     self.messages += [question_message, {"role": "assistant", "content": answer}]
+
+
+def attach(chat: Chat, images: Sequence[Path], video: Path | None, frames: int = NUM_FRAMES) -> None:
+    """Shows pictures, and frames of a video, with the next question. Raises AttachmentError."""
+    chat.images += [image_url(path) for path in images]
+    if video is not None:
+        chat.images += frame_urls(video, frames)
 
 
 def show(pieces: Generator[str, None, None], out: TextIO) -> None:
@@ -92,6 +109,12 @@ def converse(chat: Chat, out: TextIO) -> None:
             return
         if question == "/reset":
             chat.reset()
+        elif question.startswith(("/image ", "/video ")):
+            command, file = question.split(maxsplit=1)
+            try:
+                attach(chat, [Path(file)] if command == "/image" else [], Path(file) if command == "/video" else None)
+            except AttachmentError as error:
+                print(f"error: {error}", file=sys.stderr)
         elif question.startswith("/"):
             print(HELP, file=out)
         elif question:
@@ -109,6 +132,11 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--worker-address", "--worker", help="ask this worker instead of a controller")
     flags.add_argument("--model-name", help="default: the only model there is")
     flags.add_argument("--message", help="ask this one question and end; exit code 1 when the answer failed")
+    flags.add_argument(
+        "--image", type=Path, action="append", default=[], metavar="FILE", help="shown with the question"
+    )
+    flags.add_argument("--video", type=Path, metavar="FILE", help="an animated GIF, WebP or PNG, shown as some frames")
+    flags.add_argument("--frames", type=int, default=NUM_FRAMES, metavar="N", help="of the video, evenly spaced (8)")
     flags.add_argument("--system", help="system message; default: the model's own")
     flags.add_argument("--temperature", type=float, default=0.2)
     flags.add_argument("--top-p", type=float, default=1.0)
@@ -137,14 +165,17 @@ def main(argv: list[str] | None = None) -> int:
     if args.seed is not None:
         options["seed"] = args.seed
     try:
+        if args.frames < 1:
+            raise AttachmentError(f"--frames must be at least 1, got {args.frames}")
         model = choose_model(args)
         chat = Chat(args.worker_address or args.controller_address, model, options, args.system)
+        attach(chat, args.image, args.video, args.frames)
         if args.message is not None:
             show(chat.ask(args.message), sys.stdout)
             return 0
         print(f"{model}. {HELP}", file=sys.stderr)
         converse(chat, sys.stdout)
-    except (ServerError, AnswerError) as error:
+    except (ServerError, AnswerError, AttachmentError) as error:
         print(f"tinyserve chat: error: {error}", file=sys.stderr)
         return 1
     return 0

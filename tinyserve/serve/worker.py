@@ -267,7 +267,8 @@ def failure_record(error: Exception) -> bytes:
     if isinstance(error, RequestError):
         return error_record(error.code, str(error))
     if isinstance(error, MemoryError):
-        return error_record(ErrorCode.OUT_OF_MEMORY, "the worker ran out of memory")
+        what = f": {error}" if str(error) else ""
+        return error_record(ErrorCode.OUT_OF_MEMORY, f"the worker ran out of memory{what}")
     if isinstance(error, GenerationError):
         return error_record(ErrorCode.INTERNAL, f"generation failed: {error}")
     log.error("a request failed", exc_info=error)
