@@ -4,7 +4,7 @@ A model definition calls them without knowing which one it holds; models/weights
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 from typing_extensions import Self
@@ -12,6 +12,8 @@ from typing_extensions import Self
 from awq.quantize import QuantizedTensor
 from tinyserve import ops
 from tinyserve.ops import PackedWeight, PackedWeight8
+
+Packed = TypeVar("Packed", PackedWeight, PackedWeight8)
 
 
 class LinearLayer(Protocol):
@@ -58,15 +60,11 @@ class Linear:
 
 
 @dataclass(frozen=True, eq=False)
-class W4A16Linear:
-    """A 4-bit weight in the backend's packed layout; activations stay as they come."""
+class PackedLinear(Generic[Packed]):
+    """A weight in a layout of the backend's own."""
 
-    weight: PackedWeight
+    weight: Packed
     bias: Tensor | None = None  # [N]
-
-    @classmethod
-    def from_quantized(cls, quantized: QuantizedTensor, bias: Tensor | None = None) -> Self:
-        return cls(ops.w4a16_pack(quantized.codes, quantized.scales, quantized.zeros), bias)
 
     @property
     def out_features(self) -> int:
@@ -78,8 +76,17 @@ class W4A16Linear:
 
     @property
     def num_bytes(self) -> int:
-        packed = (self.weight.qweight, self.weight.qparams)
-        return sum(tensor.numel() * tensor.element_size() for tensor in packed)
+        tensors = (part for part in vars(self.weight).values() if isinstance(part, Tensor))
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@dataclass(frozen=True, eq=False)
+class W4A16Linear(PackedLinear[PackedWeight]):
+    """A 4-bit weight; activations stay as they come."""
+
+    @classmethod
+    def from_quantized(cls, quantized: QuantizedTensor, bias: Tensor | None = None) -> Self:
+        return cls(ops.w4a16_pack(quantized.codes, quantized.scales, quantized.zeros), bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, K] -> [T, N]."""
@@ -96,29 +103,13 @@ class W4A8Linear(W4A16Linear):
 
 
 @dataclass(frozen=True, eq=False)
-class W8A8Linear:
+class W8A8Linear(PackedLinear[PackedWeight8]):
     """A weight rounded to 8 bits in groups, by activations rounded alike: half the bytes of 16 bits."""
-
-    weight: PackedWeight8
-    bias: Tensor | None = None  # [N]
 
     @classmethod
     def from_weight(cls, weight: Tensor, bias: Tensor | None = None) -> Self:
         """weight [N, K], K a multiple of 32."""
         return cls(ops.w8_pack(weight), bias)
-
-    @property
-    def out_features(self) -> int:
-        return self.weight.n
-
-    @property
-    def num_weights(self) -> int:
-        return self.weight.n * self.weight.k
-
-    @property
-    def num_bytes(self) -> int:
-        packed = (self.weight.qweight, self.weight.scales)
-        return sum(tensor.numel() * tensor.element_size() for tensor in packed)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, K] -> [T, N]."""
