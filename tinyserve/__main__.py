@@ -10,6 +10,7 @@ COMMANDS = {  # name -> (module with a main(argv), one line for --help)
     "chat": ("tinyserve.serve.cli", "chat with a served model in the terminal"),
     "register-worker": ("tinyserve.serve.register_worker", "tell a controller about a worker"),
     "test-message": ("tinyserve.serve.test_message", "send one message and print the answer"),
+    "merge": ("tinyserve.models.merging", "write an adapter and its base as one model folder"),
     "demo": ("tinyserve.demo.demo", "quantize a small real model, serve it and stream an answer"),
 }
 

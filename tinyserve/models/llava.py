@@ -84,14 +84,12 @@ class LlavaConfig:
         )
 
 
-class LlavaModel(LlamaModel):
-    """A language model that also reads images. Embeddings of images come from `encode_images`, see models/llama.py."""
+class LlavaImages:
+    """What turns images into embeddings; works without the language model."""
 
-    image_spec: ImageSpec
-
-    def __init__(self, config: LlavaConfig, weights: WeightReader, num_positions: int) -> None:
-        # LLaVA's code adds tokens for images to a vocabulary without always saying so in the configuration.
-        vocab_size = weights.num_rows("model.embed_tokens.weight")
+    def __init__(self, config: LlavaConfig, weights: WeightReader) -> None:
+        self.device = weights.device
+        self.dtype = weights.dtype
         in_checkpoint = weights.has_any(vision.PREFIX)
         files = vision.find_tower(config.folder, config.vision_config, config.vision_tower, in_checkpoint)
         self.image_spec = ImageSpec.from_hf(config.hf, files.preprocessor, files.config)
@@ -99,7 +97,6 @@ class LlavaModel(LlamaModel):
         hidden = config.text.hidden_size
         self._projector = projector.read_projector(config.projector, weights, self._tower.width, hidden)
         self._newline = weights.tensor(NEWLINE, (hidden,)) if self.image_spec.newline else None
-        super().__init__(replace(config.text, vocab_size=vocab_size), weights, num_positions)
 
     @torch.inference_mode()
     def encode_images(self, images: Sequence[tuple[Tensor, tuple[int, int]]]) -> list[Tensor]:
@@ -128,6 +125,22 @@ class LlavaModel(LlamaModel):
         """[N, 3, S, S] -> [N, n, C]."""
         features = self._tower(pixels)
         return self._projector(features.flatten(0, 1)).view(*features.shape[:2], -1)
+
+
+class LlavaModel(LlamaModel):
+    """A language model that also reads images. Embeddings of images come from `encode_images`, see models/llama.py."""
+
+    image_spec: ImageSpec
+
+    def __init__(self, config: LlavaConfig, weights: WeightReader, num_positions: int) -> None:
+        # LLaVA's code adds tokens for images to a vocabulary without always saying so in the configuration.
+        vocab_size = weights.num_rows("model.embed_tokens.weight")
+        self._images = LlavaImages(config, weights)
+        self.image_spec = self._images.image_spec
+        super().__init__(replace(config.text, vocab_size=vocab_size), weights, num_positions)
+
+    def encode_images(self, images: Sequence[tuple[Tensor, tuple[int, int]]]) -> list[Tensor]:
+        return self._images.encode_images(images)
 
 
 def _integer(config: Mapping[str, Any], name: str) -> int:

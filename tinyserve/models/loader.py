@@ -14,6 +14,7 @@ from awq.formats.json_file import read_json
 from tinyserve.config import CpuCompute, DtypeName, LoadIn, Precision
 from tinyserve.models import registry
 from tinyserve.models.llama import LlamaModel
+from tinyserve.models.llava import LlavaConfig, LlavaImages
 from tinyserve.models.names import canonical_names, with_images_of
 from tinyserve.models.opening import open_model, stored_in_bitsandbytes
 from tinyserve.models.weights import WeightReader
@@ -67,7 +68,8 @@ def load_model(
     named = canonical_names(checkpoint)
     if quant_path is not None:
         named = with_images_of(model_path, named)
-    weights = WeightReader(named, _dtype(dtype, checkpoint.config), torch.device(device), rounded, load_in)
+    activations = stored_dtype(checkpoint.config) if dtype == "auto" else _DTYPES[dtype]
+    weights = WeightReader(named, activations, torch.device(device), rounded, load_in)
     model = model_class(config, weights, num_positions=max_context or config.context_length)
     _log.info(
         "loaded %s: %s, %s activations, %.1f MB of weights per token, in %.1f s",
@@ -78,6 +80,19 @@ def load_model(
         time.perf_counter() - start,
     )
     return model
+
+
+def load_images(model_path: Path, device: str = "cpu") -> LlavaImages:
+    """Only what turns images into embeddings, in fp32, for a model of 16 bits that reads images.
+
+    Raises:
+        ValueError: the model takes text only, or it is damaged.
+    """
+    checkpoint = open_model(model_path)
+    config = registry.definition(checkpoint.config)[0](checkpoint.config, model_path)
+    if not isinstance(config, LlavaConfig):
+        raise ValueError(f"{model_path} takes text only, no images")
+    return LlavaImages(config, WeightReader(canonical_names(checkpoint), torch.float32, torch.device(device)))
 
 
 def _check_precision(
@@ -99,9 +114,12 @@ def _check_precision(
         )
 
 
-def _dtype(name: DtypeName, config: dict[str, object]) -> torch.dtype:
-    if name != "auto":
-        return _DTYPES[name]
+def stored_dtype(config: dict[str, object]) -> torch.dtype:
+    """Of the weights, as config.json names it.
+
+    Raises:
+        ValueError: it names another than floating-point one of 16 or 32 bits.
+    """
     text = config.get("text_config")
     parts = [config, text if isinstance(text, dict) else {}]
     named = [part.get(field) for part in parts for field in ("dtype", "torch_dtype")]

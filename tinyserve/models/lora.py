@@ -5,8 +5,7 @@ neither definitions of models nor what else a folder holds.
 """
 
 import warnings
-from collections import defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,19 @@ from awq.formats.checkpoint import CheckpointError, TensorInfo, TensorSource
 from awq.formats.json_file import read_json
 from awq.formats.overlay import Overlay, Renamed
 from awq.formats.weights_folder import WeightsFolder
+from tinyserve.models.names import canonical
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."  # of peft's wrappers around the model
 # What an adapter may ask for that is more than a change of the weights it names.
 UNSUPPORTED = ("layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens")
+
+
+@dataclass(frozen=True)
+class _Parts:
+    module: str  # the layer's name in the class that the adapter was trained on
+    tensors: list[str]  # names of the adapter's own tensors for it
 
 
 class MergedLora:
@@ -41,17 +47,20 @@ class MergedLora:
         self._folder = folder
         self._config = _read_config(folder / CONFIG_FILE)
         self._adapter = Renamed.by(_name_in_model, WeightsFolder(folder, WEIGHTS))
-        self._parts: dict[str, list[str]] = defaultdict(list)  # module -> the names of its LoRA tensors
+        stored = {canonical(name): name for name in base.names()}  # a class may call them otherwise than its files
+        self._parts: dict[str, _Parts] = {}  # by the stored name of the module that they change
+        whole = {}  # what the adapter holds besides, such as trained biases or a resized embedding, replaces the base's
         for name in self._adapter.names():
-            if ".lora_" in name:
-                self._parts[name.partition(".lora_")[0]].append(name)
-        # What an adapter holds besides, such as trained biases or a resized embedding, replaces the base's.
-        whole = Renamed(self._adapter, {name: name for name in self._adapter.names() if ".lora_" not in name})
-        self._base = Overlay(whole, base)
-        self._names = frozenset(self._base.names())
-        for module in self._parts:
-            if f"{module}.weight" not in self._names:
+            module, is_lora, _ = name.partition(".lora_")
+            if not is_lora:
+                whole[stored.get(canonical(name), name)] = name
+                continue
+            weight = stored.get(canonical(f"{module}.weight"))
+            if weight is None:
                 raise CheckpointError(f"{folder}: changes {module}, but {base} has no {module}.weight")
+            self._parts.setdefault(weight.removesuffix(".weight"), _Parts(module, [])).tensors.append(name)
+        self._base = Overlay(Renamed(self._adapter, whole), base)
+        self._names = frozenset(self._base.names())
 
     def __str__(self) -> str:
         return f"{self._folder} merged into {self._base}"
@@ -75,14 +84,15 @@ class MergedLora:
         """The base's layer with the adapter merged in, fp32."""
         from peft import LoraModel, set_peft_model_state_dict
 
-        tree = _tree(module, self._layer(module))
+        parts = self._parts[module]
+        tree = _tree(parts.module, self._layer(module))
         try:
             with warnings.catch_warnings():  # about ranks by pattern, whose other modules are not here
                 warnings.simplefilter("ignore", RuntimeWarning)
-                tuner = LoraModel(tree, replace(self._config, target_modules={module}), "default")
-            state = {name: self._adapter.tensor(name).float() for name in self._parts[module]}
+                tuner = LoraModel(tree, replace(self._config, target_modules={parts.module}), "default")
+            state = {name: self._adapter.tensor(name).float() for name in parts.tensors}
             loaded: Any = set_peft_model_state_dict(tree, state)
-            merged = tuner.merge_and_unload().get_submodule(module)
+            merged = tuner.merge_and_unload().get_submodule(parts.module)
         except (RuntimeError, ValueError, TypeError) as error:  # torch's for shapes, peft's for settings
             raise CheckpointError(f"{self._folder}: does not fit {module}: {' '.join(str(error).split())}") from error
         if loaded.unexpected_keys:
@@ -92,7 +102,7 @@ class MergedLora:
     def _layer(self, module: str) -> nn.Module:
         weight = self._base.tensor(f"{module}.weight").to(torch.float32, copy=True)  # merging is done in place
         rows, columns = weight.shape
-        if f"{module}.lora_embedding_A" in self._parts[module]:
+        if any(".lora_embedding_A" in name for name in self._parts[module].tensors):
             layer: nn.Module = nn.Embedding(rows, columns, device="meta")
         else:
             has_bias = f"{module}.bias" in self._names
