@@ -156,9 +156,10 @@ def _rows(rows: Any, source: str) -> Iterator[str]:
     return (_text_of(row, f"{source}, row {number}") for number, row in enumerate(rows))
 
 
-def digest(tokens: Tensor | None) -> str:
-    """Tells two calibration texts apart; those that a model writes follow from model and seed."""
-    return "self-written" if tokens is None else hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
+def digest(*parts: Tensor | None) -> str:
+    """Tells two calibration texts apart, with their images if any; what a model writes follows from model and seed."""
+    known = [part.cpu().float().numpy().tobytes() for part in parts if part is not None]
+    return hashlib.sha256(b"".join(known)).hexdigest() if known else "self-written"
 
 
 @torch.inference_mode()

@@ -94,8 +94,13 @@ class BlockInputs:
 
 
 @torch.inference_mode()
-def first_inputs(network: LazyNetwork, windows: Tensor) -> BlockInputs:
-    """What the model hands to its first block for `windows` int64 [n, L], and to all blocks besides."""
+def first_inputs(network: LazyNetwork, windows: Tensor, images: Tensor | None = None) -> BlockInputs:
+    """What the model hands to its first block, and to all blocks besides.
+
+    Args:
+        windows: int64 [n, L].
+        images: embeddings [P, C]: ids beyond the rows of the model's own embedding stand for these, in their order.
+    """
     hidden: list[Tensor] = []
     calls: tuple[dict[int, Call], ...] = tuple({} for _ in network.blocks)
 
@@ -115,11 +120,23 @@ def first_inputs(network: LazyNetwork, windows: Tensor) -> BlockInputs:
         try:
             for batch in windows.split(max(1, BATCH_TOKENS // windows.shape[1])):
                 with suppress(_LastBlockReached):
-                    model(input_ids=batch, use_cache=False)
+                    model(**_read(model, batch, images), use_cache=False)
         finally:
             for block in network.blocks:
                 del block.forward
     return BlockInputs(torch.cat(hidden), calls)
+
+
+def _read(model: nn.Module, ids: Tensor, images: Tensor | None) -> dict[str, Tensor]:
+    """The argument that brings ids [B, L] into the model, as they are or, with images among them, embedded."""
+    if images is None:
+        return {"input_ids": ids}
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    own = len(embedding.weight)
+    is_image = ids >= own
+    embedded = embedding(ids.where(~is_image, 0))
+    embedded[is_image] = images[ids[is_image] - own].to(embedded)
+    return {"inputs_embeds": embedded}
 
 
 @torch.inference_mode()

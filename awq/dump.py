@@ -10,7 +10,7 @@ import torch
 from awq import formats
 from awq.apply import QuantizedModel, storage_dtype
 from awq.errors import UserError
-from awq.formats.output import copy_companions, new_folder, write_config, write_shards
+from awq.formats.output import copy_companions, copy_vision_tower, new_folder, write_config, write_shards
 from awq.model import ModelFolder
 from awq.quantize import QuantConfig
 from awq.results import SearchResults, describe
@@ -103,5 +103,6 @@ def write_fake(
     with new_folder(path) as folder:
         write_shards(folder, tensors)
         dtype_name = str(stored).removeprefix("torch.")
-        write_config(folder, {**model.checkpoint.config, "torch_dtype": dtype_name, "dtype": dtype_name})
+        placed = copy_vision_tower(model.path, folder, model.checkpoint.config)
+        write_config(folder, {**placed, "torch_dtype": dtype_name, "dtype": dtype_name})
         copy_companions(model.path, folder)

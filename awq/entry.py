@@ -15,9 +15,10 @@ from awq.errors import UserError
 from awq.flags import parse
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor
 
     from awq.evaluate import Logits
+    from awq.image_calibration import Embed
     from awq.model import ModelFolder
     from awq.quantize import QuantConfig
     from awq.results import SearchResults
@@ -72,64 +73,9 @@ def convert(args: argparse.Namespace) -> None:
 
 def search(args: argparse.Namespace, config: QuantConfig) -> None:
     """Scales and clips, written to --dump_awq."""
-    import torch
+    from awq.search_run import run_search
 
-    from awq import calibration, results
-    from awq.lazy_network import LazyNetwork
-    from awq.model import load_tokenizer, open_model
-    from awq.model_search import search_model
-    from awq.progress import say
-    from awq.search import BlockSearch
-    from awq.unfinished import UnfinishedSearch
-
-    model = open_model(args.model_path)
-    model.check_group(config)
-    if args.dump_awq.exists():
-        load_results(args.dump_awq, model, config)  # refuses those of another model
-        say(f"Found existing AWQ results {args.dump_awq}, exit.")
-        return
-    tokenizer = load_tokenizer(args.model_path)
-    windows = (args.n_samples, args.seqlen, args.seed)
-    # A file is read first: what is wrong with it is said before a model is loaded.
-    tokens = calibration.from_source(args.calib_data, tokenizer, *windows) if args.calib_data else None
-    identity = model.identity()
-    settings = {
-        **results.metadata(identity, config),
-        "search": args.search,
-        "dtype": args.dtype,
-        "windows": list(windows),
-        "calibration": calibration.digest(tokens),
-    }
-    unfinished = UnfinishedSearch(args.dump_awq, settings, say)
-    if tokens is None:
-        tokens = unfinished.tokens()
-    if tokens is None:
-        tokens = calibration.self_written(writer(args, model), tokenizer, *windows)
-        unfinished.keep_tokens(tokens)
-    say(f"calibration: {tokens.shape[0]} windows of {tokens.shape[1]} tokens")
-    if not model.mapping.known:
-        kind = model.skeleton.config.model_type
-        say(f"{kind} has no mapping: each Linear is clipped on its own, nothing is scaled, the rest stays in 16 bits")
-    if model.skeleton.surplus:
-        say(f"{len(model.skeleton.surplus)} tensors are not the language model's, such as {model.skeleton.surplus[0]}")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = LazyNetwork(args.model_path, model.skeleton, model.compute_dtype(args.dtype), device)
-    found = search_model(network, BlockSearch(model.mapping, config, args.search), tokens, args.layers, unfinished)
-    results.save_results(found, args.dump_awq, identity, config)
-    unfinished.remove()
-    say(f"AWQ results saved: {args.dump_awq}")
-
-
-def writer(args: argparse.Namespace, model: ModelFolder) -> nn.Module:
-    """The whole model, to write the calibration text."""
-    from awq import network
-    from awq.progress import say
-
-    dtype = model.compute_dtype(args.dtype)
-    network.check_memory(model.skeleton, dtype)
-    if args.layers:
-        say("the whole model is loaded to write the calibration text; with --calib_data FILE only single layers are")
-    return network.place(network.load_network(args.model_path, dtype), None, all_gpus=False, by_size=False)
+    run_search(args, config, image_embedder)
 
 
 def dump_quant(args: argparse.Namespace, config: QuantConfig, results_file: Path | None) -> None:
@@ -220,6 +166,33 @@ def real_logits(model_path: Path, checkpoint: Path) -> Logits:
     except ValueError as error:
         raise UserError(f"--q_backend real: {error}; --q_backend fake evaluates it with transformers") from error
     return lambda window: evaluation.logits(model, window.unsqueeze(0))[0]
+
+
+def image_embedder(model_path: Path) -> Embed:
+    """What makes embeddings of a picture: tinyserve's image processing, vision tower and projector.
+
+    Raises:
+        UserError: tinyserve cannot load these, or cannot read a picture.
+    """
+    import torch
+
+    from tinyserve.engine.image_file import ImageFile
+    from tinyserve.models.image_pixels import pixels
+    from tinyserve.models.loader import load_images
+
+    try:
+        images = load_images(model_path, "cuda" if torch.cuda.is_available() else "cpu")
+    except ValueError as error:
+        raise UserError(f"--calib_images: {error}") from error
+
+    def embed(path: Path) -> Tensor:
+        try:
+            picture = ImageFile.read(path.read_bytes()).decode()
+        except ValueError as error:
+            raise UserError(f"--calib_images: {path} {error}") from error
+        return images.encode_images([(pixels(picture, images.image_spec), picture.size)])[0].cpu()
+
+    return embed
 
 
 if __name__ == "__main__":

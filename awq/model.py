@@ -25,6 +25,8 @@ from awq.quantize import QuantConfig
 from awq.results import ModelIdentity
 from awq.skeleton import COMPUTED, Skeleton, build_skeleton
 
+ADAPTER_FILE = "adapter_config.json"  # of peft
+
 
 @dataclass(frozen=True)
 class ModelFolder:
@@ -120,6 +122,8 @@ def open_model(path: Path) -> ModelFolder:
     """
     if not path.is_dir():
         raise UserError(f"--model_path {path}: no such folder (a local Hugging Face model folder is needed)")
+    if (path / ADAPTER_FILE).is_file():
+        raise UserError(f"--model_path {path} is an adapter: `tinyserve merge` makes one model of it and its base")
     if not (path / "config.json").is_file():
         raise UserError(f"--model_path {path}: no config.json in it")
     checkpoint = open_checkpoint(path)

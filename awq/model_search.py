@@ -22,11 +22,13 @@ def search_model(
     tokens: Tensor,
     layers: tuple[int, int] | None,
     unfinished: UnfinishedSearch,
+    images: Tensor | None = None,
 ) -> SearchResults:
     """Searches the blocks of a model, with one of them in memory; those that `unfinished` knows are only run through.
 
     Args:
         tokens: calibration windows int64 [n, L].
+        images: embeddings that some of the tokens stand for, as of capture.first_inputs.
         layers: first block and the one after the last; None: all.
 
     Raises:
@@ -37,7 +39,7 @@ def search_model(
     if end > total:
         raise UserError(f"--layers {first}:{end}: the model has {total} layers")
     known = {index: found for index in range(first, end) if (found := unfinished.block(index)) is not None}
-    inputs = first_inputs(network, tokens)
+    inputs = first_inputs(network, tokens, images)
     results = SearchResults()
     spent = searched = 0.0
     for index in track(range(end), "search: layer"):

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from awq.formats.contents import KERNEL_K, check_config, plain_tensors, quantized_tensors, storage_dtype, tied_names
 from awq.formats.json_file import read_json
-from awq.formats.output import SHARD_BYTES, check_output, copy_companions, new_folder, write_config, write_shards
+from awq.formats.output import (
+    SHARD_BYTES,
+    check_output,
+    copy_companions,
+    copy_vision_tower,
+    new_folder,
+    write_config,
+    write_shards,
+)
 from awq.formats.weights_folder import WeightsFolder, find_weights
 from awq.quantize import QuantConfig, QuantizedTensor
 
@@ -70,7 +78,8 @@ def write_model_folder(
     with new_folder(output, overwrite) as folder:
         write_shards(folder, chain(plain(), encoded()), shard_bytes)
         quantization = {"quantization_config": dict(describe(matrices, list(quantized)))}
-        write_config(folder, _with_dtype(without_quantization(model_config), dtype) | quantization)
+        placed = copy_vision_tower(source, folder, without_quantization(model_config))
+        write_config(folder, _with_dtype(placed, dtype) | quantization)
         copy_companions(source, folder)
 
 

@@ -39,6 +39,8 @@ COMPANIONS = (
     "*.py",
 )
 
+TOWER_FIELD = "mm_vision_tower"  # of a config.json
+
 
 def check_output(output: Path, overwrite: bool = False) -> None:
     """Refuses a place that already holds something; call it before long work.
@@ -104,6 +106,22 @@ def copy_companions(source: Path, folder: Path) -> None:
     paths = {path for pattern in COMPANIONS for path in source.glob(pattern) if path.is_file()}
     for path in sorted(paths):
         shutil.copyfile(path, folder / path.name)
+
+
+def copy_vision_tower(source: Path, folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies the vision tower of LLaVA's layout where it is a folder named relative to the model's.
+
+    Returns:
+        The config for the copy; an absolute folder and a name in a cache mean the same from everywhere.
+    """
+    name = config.get(TOWER_FIELD)
+    if not isinstance(name, str) or Path(name).is_absolute() or not (source / name).is_dir():
+        return dict(config)
+    own = (source / name).resolve()
+    if own == source.resolve():  # an empty name
+        return dict(config)
+    shutil.copytree(own, folder / own.name)
+    return {**config, TOWER_FIELD: own.name}
 
 
 def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> None:
@@ -175,6 +193,6 @@ def _open_permissions(folder: Path) -> None:
     """Temporary folders and safetensors files are made private; a model is as readable as any new file."""
     umask = os.umask(0)
     os.umask(umask)
-    for path in folder.iterdir():
-        path.chmod(0o666 & ~umask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
     folder.chmod(0o777 & ~umask)
