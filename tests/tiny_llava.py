@@ -69,7 +69,9 @@ def save(model: Any, folder: Path, dtype: torch.dtype = torch.float32, **setting
     return folder
 
 
-def save_original(model: Any, folder: Path, tower: str | None = None, **changes: Any) -> Path:
+def save_original(
+    model: Any, folder: Path, tower: str | None = None, dtype: torch.dtype = torch.float32, **changes: Any
+) -> Path:
     """As LLaVA's own code saves it: the language model's names and config.json, with those for images among them.
 
     Args:
@@ -77,6 +79,7 @@ def save_original(model: Any, folder: Path, tower: str | None = None, **changes:
         folder: to write.
         tower: None: the tower's tensors are in the checkpoint, and its settings in `vision_config`; else the name of a
             folder in `folder` that holds the tower.
+        dtype: of all tensors.
         changes: to config.json.
     """
     config, state = model.config, model.state_dict()
@@ -92,12 +95,12 @@ def save_original(model: Any, folder: Path, tower: str | None = None, **changes:
         "mm_vision_tower": tower or "openai/clip-vit-large-patch14-336",
         "mm_hidden_size": config.vision_config.hidden_size,
         "image_aspect_ratio": "anyres" if is_next else "pad" if processor(model).do_pad else None,
-        "torch_dtype": "float32",
+        "torch_dtype": str(dtype).removeprefix("torch."),
     }
     if is_next:
         fields["image_grid_pinpoints"] = [[width, height] for height, width in config.image_grid_pinpoints]
         fields["mm_patch_merge_type"] = "spatial_unpad"
-    tensors = {original_name(name): tensor.contiguous() for name, tensor in state.items()}
+    tensors = {original_name(name): tensor.to(dtype).contiguous() for name, tensor in state.items()}
     folder.mkdir(parents=True, exist_ok=True)
     if tower is None:
         fields["vision_config"] = config.vision_config.to_dict()
@@ -118,12 +121,33 @@ def write(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
 
 def original_name(name: str) -> str:
     """The name in a checkpoint of LLaVA's own code, from that in transformers' module."""
-    for ours, theirs in (
-        ("model.language_model.", "model."),
-        ("model.vision_tower.", "model.vision_tower.vision_tower.vision_model."),
-        ("model.multi_modal_projector.linear_1.", "model.mm_projector.0."),
-        ("model.multi_modal_projector.linear_2.", "model.mm_projector.2."),
-    ):
+    return _renamed(
+        name,
+        {
+            "model.language_model.": "model.",
+            "model.vision_tower.": "model.vision_tower.vision_tower.vision_model.",
+            "model.multi_modal_projector.linear_1.": "model.mm_projector.0.",
+            "model.multi_modal_projector.linear_2.": "model.mm_projector.2.",
+        },
+    )
+
+
+def hf_name(name: str) -> str:
+    """The name in a checkpoint of transformers 4."""
+    return _renamed(
+        name,
+        {
+            "model.language_model.": "language_model.model.",
+            "lm_head.": "language_model.lm_head.",
+            "model.vision_tower.": "vision_tower.vision_model.",
+            "model.multi_modal_projector.": "multi_modal_projector.",
+            "model.image_newline": "image_newline",
+        },
+    )
+
+
+def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
+    for ours, theirs in prefixes.items():
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
     return name
