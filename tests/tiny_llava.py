@@ -37,7 +37,7 @@ def make(kind: str = "llava", tower: str = "clip", language: str = "llama", **se
     config = AutoConfig.for_model(
         kind,
         text_config=text,
-        vision_config={**TOWERS[tower], "num_hidden_layers": 3},
+        vision_config={**TOWERS[tower], "num_hidden_layers": 3, **settings.pop("vision", {})},
         image_token_index=IMAGE_TOKEN,
         **{"vision_feature_select_strategy": strategy, **settings},
     )
@@ -114,7 +114,8 @@ def save_original(
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    save_file(dict(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+    own = {name: tensor.clone() for name, tensor in tensors.items()}  # tied ones share memory, which is refused
+    save_file(own, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config))
     tiny_model.save_tokenizer(folder)
 

@@ -10,15 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tinyserve.models.preprocessor import BICUBIC, Preprocessor, Triple
+
 ASPECT_RATIOS = ("square", "pad", "anyres")
 MERGES = ("flat", "spatial", "spatial_unpad")
-
-_BICUBIC = 3  # PIL's number
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_HALF = (0.5, 0.5, 0.5)
-
-_Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -28,9 +23,9 @@ class ImageSpec:
     image_size: int  # S, side of a tile in px
     grid: int  # patches along a side of a tile
     tile_tokens: int  # features that the tower gives for a tile: grid * grid, one more with the class token
-    mean: _Triple
-    std: _Triple
-    resample: int = _BICUBIC  # PIL.Image.Resampling
+    mean: Triple
+    std: Triple
+    resample: int = BICUBIC  # PIL.Image.Resampling
     rescale: float = 1 / 255
     center_crop: bool = True  # the shortest edge becomes S, then the middle is cut out; else both sides become S
     aspect_ratio: str = "square"  # ASPECT_RATIOS
@@ -58,29 +53,36 @@ class ImageSpec:
         """
         tower = vision_config or config.get("vision_config") or {}
         size, patch = (_positive(tower, name) for name in ("image_size", "patch_size"))
-        is_siglip = str(tower.get("model_type", "")).startswith("siglip")
-        is_hf = isinstance(config.get("text_config"), Mapping)
         grid = size // patch
-        given = preprocessor or {}
-        aspect_ratio = _hf_aspect_ratio(config, given) if is_hf else config.get("image_aspect_ratio") or "square"
-        merge = "spatial_unpad" if is_hf else config.get("mm_patch_merge_type") or "flat"
+        is_siglip = str(tower.get("model_type")).startswith("siglip")
+        prepared = Preprocessor.from_hf(preprocessor or {}, size, is_siglip)
+        is_hf = isinstance(config.get("text_config"), Mapping)
+        if is_hf:
+            padded = "pad" if prepared.pad else "square"
+            aspect_ratio, merge = "anyres" if config.get("image_grid_pinpoints") else padded, "spatial_unpad"
+        else:
+            aspect_ratio = config.get("image_aspect_ratio") or "square"
+            merge = config.get("mm_patch_merge_type") or "flat"
         _check_one_of("image_aspect_ratio", aspect_ratio, ASPECT_RATIOS)
         _check_one_of("mm_patch_merge_type", merge, MERGES)
         anyres = aspect_ratio == "anyres"
+        tile_tokens = _tile_tokens(config, grid, is_siglip)
+        if anyres and merge != "flat" and tile_tokens != grid * grid:
+            needed = f"mm_patch_merge_type {merge} needs the features of all {grid * grid} patches of a tile"
+            raise ValueError(f"config.json: {needed} and no others, the selected ones are {tile_tokens}")
         return cls(
             image_size=size,
             grid=grid,
-            tile_tokens=_tile_tokens(config, grid, is_siglip),
-            mean=_triple(given, "image_mean", _HALF if is_siglip else _CLIP_MEAN),
-            std=_triple(given, "image_std", _HALF if is_siglip else _CLIP_STD),
-            resample=int(given.get("resample", _BICUBIC)),
-            rescale=float(given.get("rescale_factor", 1 / 255)),
-            center_crop=bool(given.get("do_center_crop", not is_siglip)),
+            tile_tokens=tile_tokens,
+            mean=prepared.mean,
+            std=prepared.std,
+            resample=prepared.resample,
+            rescale=prepared.rescale,
+            center_crop=prepared.center_crop,
             aspect_ratio=aspect_ratio,
             pinpoints=_pinpoints(config, size, height_first=is_hf) if anyres else (),
             merge=merge if anyres else "flat",
             newline=anyres and merge == "spatial_unpad",
-            start_end=bool(config.get("mm_use_im_start_end", False)),
         )
 
     def num_tokens(self, width: int, height: int) -> int:
@@ -132,16 +134,6 @@ class ImageSpec:
         return 0, left, rows, columns - 2 * left
 
 
-def _hf_aspect_ratio(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> str:
-    if config.get("image_grid_pinpoints"):
-        return "anyres"
-    return (
-        "pad"
-        if preprocessor.get("image_processor_type", "").startswith("Llava") and preprocessor.get("do_pad")
-        else "square"
-    )
-
-
 def _tile_tokens(config: Mapping[str, Any], grid: int, is_siglip: bool) -> int:
     """Patches of a tile, with the class token or without the first feature as the configuration's field says."""
     patches, with_class = grid * grid, grid * grid + int(not is_siglip)
@@ -157,18 +149,19 @@ def _tile_tokens(config: Mapping[str, Any], grid: int, is_siglip: bool) -> int:
 def _pinpoints(config: Mapping[str, Any], size: int, height_first: bool) -> tuple[tuple[int, int], ...]:
     """(width, height) of each; LLaVA stores that order, Hugging Face's configuration (height, width)."""
     stored = config.get("image_grid_pinpoints")
+    pairs = stored
     if isinstance(stored, str):
         try:
-            stored = ast.literal_eval(stored)
+            pairs = ast.literal_eval(stored)
         except (ValueError, SyntaxError):
-            stored = None
+            pairs = None
     allowed = f"a list of pairs of multiples of the tower's {size} px"
-    if not isinstance(stored, list | tuple) or not stored:
+    if not isinstance(pairs, list | tuple) or not pairs:
         raise ValueError(f"config.json: image_grid_pinpoints must be {allowed}, got {stored!r}")
-    for pair in stored:
+    for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(_is_multiple(side, size) for side in pair):
             raise ValueError(f"config.json: image_grid_pinpoints must be {allowed}, got {pair!r}")
-    return tuple((pair[1], pair[0]) if height_first else (pair[0], pair[1]) for pair in stored)
+    return tuple((pair[1], pair[0]) if height_first else (pair[0], pair[1]) for pair in pairs)
 
 
 def _is_multiple(side: object, size: int) -> bool:
@@ -180,13 +173,6 @@ def _positive(config: Mapping[str, Any], name: str) -> int:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"vision_config: {name} must be a positive integer, got {value!r}")
     return value
-
-
-def _triple(preprocessor: Mapping[str, Any], name: str, default: _Triple) -> _Triple:
-    value = preprocessor.get(name, default)
-    if not isinstance(value, list | tuple) or len(value) != 3 or not all(isinstance(x, int | float) for x in value):
-        raise ValueError(f"preprocessor_config.json: {name} must be three numbers, got {value!r}")
-    return float(value[0]), float(value[1]), float(value[2])
 
 
 def _check_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -27,7 +27,7 @@ class Projector:
         return features
 
 
-def modules(kind: str) -> tuple[str, ...]:
+def modules(kind: object) -> tuple[str, ...]:
     """The names of the layers of a `mm_projector_type`, in order.
 
     Raises:
@@ -37,7 +37,7 @@ def modules(kind: str) -> tuple[str, ...]:
         return ()
     if kind == "linear":
         return (NAME,)
-    mlp = re.fullmatch(r"mlp([1-9])x_gelu", kind)
+    mlp = re.fullmatch(r"mlp([1-9])x_gelu", str(kind))
     if mlp is None:
         raise ValueError(f"config.json: mm_projector_type must be one of {TYPES}, got {kind!r}")
     return tuple(f"{NAME}.{2 * index}" for index in range(int(mlp[1])))  # between them stand the activations
