@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.machine import describe, write_results
 from tinyserve import ops
-from tinyserve.config import EngineConfig, SamplingParams
+from tinyserve.config import EngineConfig, KvCacheDtype, SamplingParams
 from tinyserve.engine import kv_cache
 from tinyserve.engine.engine import Engine
 from tinyserve.engine.tokenizer import Tokenizer
@@ -78,7 +78,9 @@ def _seconds(work: Any) -> float:
     return time.perf_counter() - start
 
 
-def measure(engine: Engine, model: LlamaModel, batch: int, prompt: int, new: int, repeats: int) -> Measurement:
+def measure(
+    engine: Engine, model: LlamaModel, batch: int, prompt: int, new: int, repeats: int, kv_cache_dtype: KvCacheDtype
+) -> Measurement:
     prefill_s: list[float] = []
     decode_s: list[float] = []
     for repeat in range(-1, repeats):  # -1 warms up
@@ -86,7 +88,7 @@ def measure(engine: Engine, model: LlamaModel, batch: int, prompt: int, new: int
         if repeat >= 0:
             prefill_s.append(first)
             decode_s += steps
-    kv_token = kv_cache.block_bytes(model, 1)
+    kv_token = kv_cache.block_bytes(model, 1, kv_cache_dtype)
     weight_bytes = sum(linear.num_bytes for linear in model.linears)
     mean_context = prompt + new // 2
     return Measurement(batch, prompt, prefill_s, decode_s, weight_bytes, batch * mean_context * kv_token)
@@ -122,6 +124,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quant-path", type=Path)
     parser.add_argument("--precision", choices=["W4A16", "W16A16"], default="W4A16")
     parser.add_argument("--cpu-compute", choices=["int8", "exact"], default="int8")
+    parser.add_argument("--kv-cache-dtype", choices=["auto", "int8"], default="auto")
     parser.add_argument("--dtype", choices=["auto", "float16", "bfloat16", "float32"], default="auto")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--prompt", type=int, default=512, help="tokens of each prompt")
@@ -161,6 +164,7 @@ def main() -> None:
         arguments.precision,
         arguments.dtype,
         cpu_compute=arguments.cpu_compute,
+        kv_cache_dtype=arguments.kv_cache_dtype,
         max_num_requests=max(arguments.batches),
         prefix_cache=False,  # every repetition computes its prompts
         max_slowdown=math.inf,  # prompts as fast as they go: nobody reads beside them
@@ -187,7 +191,9 @@ def main() -> None:
         flops_per_token /= INT8_RATE
     rows = []
     for batch in arguments.batches:
-        result = measure(engine, model, batch, arguments.prompt, arguments.new, arguments.repeats)
+        result = measure(
+            engine, model, batch, arguments.prompt, arguments.new, arguments.repeats, arguments.kv_cache_dtype
+        )
         rows.append(report(result, limits, flops_per_token))
     results = {"machine": describe(), "build": ops.build_info(), "settings": settings}
     path = write_results(arguments.name, results | {"limits": asdict(limits), "batches": rows})

@@ -18,10 +18,10 @@
   m.def("silu_mul(Tensor gate_up) -> Tensor");                                                               \
   m.def(                                                                                                     \
       "rope_kv_write(Tensor qkv, Tensor positions, Tensor cos_sin, Tensor slots, Tensor(a!) k_cache, "       \
-      "Tensor(b!) v_cache, int num_heads) -> Tensor");                                                       \
+      "Tensor(b!) v_cache, int num_heads, Tensor(c!)? k_scales=None, Tensor(d!)? v_scales=None) -> Tensor"); \
   m.def(                                                                                                     \
       "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_tables, Tensor query_starts, " \
-      "Tensor context_lens, float scale) -> Tensor")
+      "Tensor context_lens, float scale, Tensor? k_scales=None, Tensor? v_scales=None) -> Tensor")
 
 #if defined(TINYSERVE_CUDA)
 

@@ -11,6 +11,8 @@ namespace tinyserve {
 
 enum class Dtype { kFloat, kHalf, kBFloat16 };  // of activations; sums are always fp32
 
+constexpr int kMaxHeadDim = 256;
+
 constexpr int kGemvMaxRows = 8;  // w4a16_gemv takes this many rows; above, w4a16_gemm is faster
 
 // How the CPU packs a quantized weight [N, K], the same for all of its kernels:
@@ -112,14 +114,16 @@ struct SiluMulArgs {
 };
 
 // Rotates q and k by their positions, in pairs (i, i + R/2) of the first R elements of a head; writes k and v to the
-// cache.
+// cache. A cache of int8 has a scale for every head of a token, its largest |element| over 127.
 struct RopeKvWriteArgs {
   const void* qkv;           // [T, (H + 2 * Hkv) * D] dtype
   const int32_t* positions;  // [T] rows of cos_sin
   const float* cos_sin;      // [P, R] cos in the first half of a row, sin in the second
   const int32_t* slots;      // [T] block * S + offset; -1: not written
-  void* k_cache;             // [blocks, Hkv, S, D] dtype
-  void* v_cache;             // [blocks, Hkv, S, D] dtype
+  void* k_cache;             // [blocks, Hkv, S, D] dtype, or int8 where there are scales
+  void* v_cache;             // as k_cache
+  float* k_scales;           // [blocks, Hkv, S], or null
+  float* v_scales;           // as k_scales
   void* q;                   // out [T, H, D] dtype
   int64_t tokens, num_heads, num_kv_heads, head_dim, rotary_dim, block_size;
   Dtype dtype;
@@ -129,8 +133,10 @@ struct RopeKvWriteArgs {
 // + i.
 struct PagedAttentionArgs {
   const void* q;                // [T, H, D] dtype
-  const void* k_cache;          // [blocks, Hkv, S, D] dtype
-  const void* v_cache;          // [blocks, Hkv, S, D] dtype
+  const void* k_cache;          // [blocks, Hkv, S, D] dtype, or int8 where there are scales
+  const void* v_cache;          // as k_cache
+  const float* k_scales;        // [blocks, Hkv, S], or null
+  const float* v_scales;        // as k_scales
   const int32_t* block_tables;  // [B, max_blocks]
   const int32_t* query_starts;  // [B + 1] first row of q of each request
   const int32_t* context_lens;  // [B] tokens in the cache, the queries' own included

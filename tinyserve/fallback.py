@@ -121,7 +121,15 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 def rope_kv_write(
-    qkv: Tensor, positions: Tensor, cos_sin: Tensor, slots: Tensor, k_cache: Tensor, v_cache: Tensor, num_heads: int
+    qkv: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    slots: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    num_heads: int,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> Tensor:
     """Rotates queries and keys by their positions and puts keys and values into the paged cache.
 
@@ -132,8 +140,9 @@ def rope_kv_write(
         positions: int32 [T].
         cos_sin: fp32 [P, R], R <= D: cosines in the first half of a row, sines in the second.
         slots: int32 [T], block * S + offset; -1 where nothing is to be written.
-        k_cache, v_cache: [blocks, Hkv, S, D], written in place.
+        k_cache, v_cache: [blocks, Hkv, S, D], int8 where there are scales, written in place.
         num_heads: H.
+        k_scales, v_scales: fp32 [blocks, Hkv, S], written in place: a head's largest |element| over 127.
 
     Returns:
         The rotated queries [T, H, D].
@@ -142,8 +151,7 @@ def rope_kv_write(
         ValueError: a shape, dtype, position or slot does not fit.
     """
     tokens = qkv.shape[0]
-    num_blocks, kv_heads, block_size, head_dim = _check_caches(k_cache, v_cache)
-    _check_same_dtype("k_cache", k_cache, qkv)
+    num_blocks, kv_heads, block_size, head_dim = _check_caches(k_cache, v_cache, k_scales, v_scales, qkv)
     _check_rows("qkv", qkv, (num_heads + 2 * kv_heads) * head_dim)
     _check_int32("positions", positions, [tokens])
     _check_int32("slots", slots, [tokens])
@@ -158,8 +166,13 @@ def rope_kv_write(
     cos, sin = cos_sin[positions.long()].unsqueeze(1).chunk(2, dim=-1)  # [T, 1, R/2]
     written = slots >= 0
     block, offset = slots[written].long() // block_size, slots[written].long() % block_size
-    k_cache[block, :, offset] = _rotate(k, cos, sin)[written]
-    v_cache[block, :, offset] = v[written]
+    if k_scales is None or v_scales is None:
+        k_cache[block, :, offset] = _rotate(k, cos, sin)[written]
+        v_cache[block, :, offset] = v[written]
+    else:
+        heads = _rotate(k[written].float(), cos[written], sin[written]), v[written].float()
+        for head, cache, scales in zip(heads, (k_cache, v_cache), (k_scales, v_scales), strict=True):
+            cache[block, :, offset], scales[block, :, offset] = _rounded(head)
     return _rotate(q, cos, sin)
 
 
@@ -171,6 +184,8 @@ def paged_attention(
     query_starts: Tensor,
     context_lens: Tensor,
     scale: float,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of a flat batch of requests over the paged cache; prefill and decode may mix.
 
@@ -183,6 +198,7 @@ def paged_attention(
         query_starts: int32 [B + 1], request b's queries are rows query_starts[b] .. query_starts[b + 1].
         context_lens: int32 [B], keys of each request, those of its queries included.
         scale: factor on the scores, commonly D ** -0.5.
+        k_scales, v_scales: fp32 [blocks, Hkv, S], of a cache of int8.
 
     Returns:
         [T, H, D].
@@ -190,7 +206,8 @@ def paged_attention(
     Raises:
         ValueError: a shape or dtype does not fit, or the tables lead outside the cache.
     """
-    lengths = _check_attention(q, k_cache, v_cache, block_tables, query_starts, context_lens)
+    _check_caches(k_cache, v_cache, k_scales, v_scales, q)
+    lengths = _check_attention(q, k_cache, block_tables, query_starts, context_lens)
     _, kv_heads, block_size, head_dim = k_cache.shape
     out = torch.empty_like(q)
     for request, (first, last, context_len) in enumerate(lengths):
@@ -198,8 +215,8 @@ def paged_attention(
             continue
         blocks = block_tables[request, : -(-context_len // block_size)].long()
         keys, values = (  # [Hkv, context, D]
-            cache[blocks].transpose(0, 1).reshape(kv_heads, -1, head_dim)[:, :context_len].float()
-            for cache in (k_cache, v_cache)
+            _in_floats(cache, scales, blocks).transpose(0, 1).reshape(kv_heads, -1, head_dim)[:, :context_len]
+            for cache, scales in ((k_cache, k_scales), (v_cache, v_scales))
         )
         query_positions = torch.arange(context_len - (last - first), context_len, device=q.device)
         visible = torch.arange(context_len, device=q.device) <= query_positions[:, None]
@@ -217,6 +234,19 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
     turned = [first.float() * cos - second.float() * sin, second.float() * cos + first.float() * sin]
     return torch.cat([*(t.to(x.dtype) for t in turned), rest], dim=-1)
+
+
+def _rounded(heads: Tensor) -> tuple[Tensor, Tensor]:
+    """fp32 heads [T, Hkv, D] as int8, and the scale of each [T, Hkv]: NaN where an element is not finite."""
+    scales = heads.abs().amax(-1) / 127 + (heads * 0).sum(-1)
+    codes = (heads / scales.where(scales > 0, 1)[..., None]).round()
+    return codes.nan_to_num().to(torch.int8), scales
+
+
+def _in_floats(cache: Tensor, scales: Tensor | None, blocks: Tensor) -> Tensor:
+    """Some blocks of a cache, [blocks, Hkv, S, D] in fp32."""
+    values = cache[blocks].float()
+    return values if scales is None else values * scales[blocks][..., None]
 
 
 def _check_float(name: str, t: Tensor) -> None:
@@ -260,9 +290,21 @@ def _check_codes(codes: Tensor, scales: Tensor, zeros: Tensor) -> None:
         raise ValueError(f"zeros must be uint8 {list(scales.shape)}, got {zeros.dtype} {list(zeros.shape)}")
 
 
-def _check_caches(k_cache: Tensor, v_cache: Tensor) -> tuple[int, int, int, int]:
-    _check_float("k_cache", k_cache)
-    _check_same_dtype("v_cache", v_cache, k_cache)
+def _check_caches(
+    k_cache: Tensor, v_cache: Tensor, k_scales: Tensor | None, v_scales: Tensor | None, like: Tensor
+) -> tuple[int, int, int, int]:
+    """The sizes of a cache, which is of the dtype of the activations `like`, or int8 with scales."""
+    _check_float("activations", like)
+    if (k_scales is None) != (v_scales is None):
+        raise ValueError("k_scales and v_scales must come together")
+    dtype = like.dtype if k_scales is None else torch.int8
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        if cache.dtype != dtype:
+            raise ValueError(f"{name} must be {dtype}, got {cache.dtype}")
+    for name, scales in (("k_scales", k_scales), ("v_scales", v_scales)):
+        if scales is not None and (scales.dtype != torch.float32 or scales.shape != k_cache.shape[:3]):
+            expected = f"torch.float32 {list(k_cache.shape[:3])}"
+            raise ValueError(f"{name} must be {expected}, got {scales.dtype} {list(scales.shape)}")
     if k_cache.dim() != 4:
         raise ValueError(f"k_cache must be [blocks, Hkv, S, D], got {list(k_cache.shape)}")
     if v_cache.shape != k_cache.shape:
@@ -272,11 +314,10 @@ def _check_caches(k_cache: Tensor, v_cache: Tensor) -> tuple[int, int, int, int]
 
 
 def _check_attention(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, query_starts: Tensor, context_lens: Tensor
+    q: Tensor, k_cache: Tensor, block_tables: Tensor, query_starts: Tensor, context_lens: Tensor
 ) -> list[tuple[int, int, int]]:
     """Each request's first query row, the row after its last and its context length, once all of them are sound."""
-    num_blocks, kv_heads, block_size, head_dim = _check_caches(k_cache, v_cache)
-    _check_same_dtype("q", q, k_cache)
+    num_blocks, kv_heads, block_size, head_dim = k_cache.shape
     if q.dim() != 3 or q.shape[2] != head_dim or q.shape[1] % kv_heads:
         raise ValueError(f"q must be [T, H, {head_dim}] with H a multiple of {kv_heads}, got {list(q.shape)}")
     batch = context_lens.shape[0]

@@ -129,7 +129,15 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 def rope_kv_write(
-    qkv: Tensor, positions: Tensor, cos_sin: Tensor, slots: Tensor, k_cache: Tensor, v_cache: Tensor, num_heads: int
+    qkv: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    slots: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    num_heads: int,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> Tensor:
     """Rotates queries and keys by their positions and writes keys and values into the paged cache, in place.
 
@@ -140,14 +148,15 @@ def rope_kv_write(
         positions: int32 [T], rows of cos_sin.
         cos_sin: fp32 [P, R], R <= D: cosines in the first half of a row, sines in the second.
         slots: int32 [T], block * S + offset; -1 where nothing is to be written.
-        k_cache, v_cache: [blocks, Hkv, S, D].
+        k_cache, v_cache: [blocks, Hkv, S, D], int8 where there are scales.
         num_heads: H.
+        k_scales, v_scales: fp32 [blocks, Hkv, S]: a head's largest |element| over 127.
 
     Returns:
         The rotated queries [T, H, D].
     """
     kernel = _kernel("rope_kv_write", qkv.device.type)
-    result: Tensor = kernel(qkv, positions, cos_sin, slots, k_cache, v_cache, num_heads)
+    result: Tensor = kernel(qkv, positions, cos_sin, slots, k_cache, v_cache, num_heads, k_scales, v_scales)
     return result
 
 
@@ -159,6 +168,8 @@ def paged_attention(
     query_starts: Tensor,
     context_lens: Tensor,
     scale: float,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of a flat batch of requests over the paged cache; prefill and decode may mix.
 
@@ -167,17 +178,18 @@ def paged_attention(
 
     Args:
         q: [T, H, D], the queries of all requests one after another.
-        k_cache, v_cache: [blocks, Hkv, S, D].
+        k_cache, v_cache: [blocks, Hkv, S, D], int8 where there are scales.
         block_tables: int32 [B, max_blocks], the blocks of each request in the order of their positions.
         query_starts: int32 [B + 1], request b's queries are rows query_starts[b] .. query_starts[b + 1] - 1.
         context_lens: int32 [B], keys of each request, its queries' own included.
         scale: factor on the scores, commonly D ** -0.5.
+        k_scales, v_scales: fp32 [blocks, Hkv, S], what the elements of a head are multiplied with.
 
     Returns:
         [T, H, D].
     """
     kernel = _kernel("paged_attention", q.device.type)
-    result: Tensor = kernel(q, k_cache, v_cache, block_tables, query_starts, context_lens, scale)
+    result: Tensor = kernel(q, k_cache, v_cache, block_tables, query_starts, context_lens, scale, k_scales, v_scales)
     return result
 
 
@@ -269,7 +281,15 @@ def _register_fakes() -> None:
 
     @fake("tinyserve::rope_kv_write")
     def _(
-        qkv: Tensor, positions: Tensor, cos_sin: Tensor, slots: Tensor, k_cache: Tensor, v_cache: Tensor, num_heads: int
+        qkv: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        slots: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        num_heads: int,
+        k_scales: Tensor | None = None,
+        v_scales: Tensor | None = None,
     ) -> Tensor:
         return qkv.new_empty(qkv.shape[0], num_heads, k_cache.shape[3])
 
@@ -282,6 +302,8 @@ def _register_fakes() -> None:
         query_starts: Tensor,
         context_lens: Tensor,
         scale: float,
+        k_scales: Tensor | None = None,
+        v_scales: Tensor | None = None,
     ) -> Tensor:
         return torch.empty_like(q)
 

@@ -26,26 +26,42 @@ struct WeightedValues {
   int64_t depth;  // in operands
 };
 
-template <typename T>
+// Activations T over a cache of T or of int8.
+template <typename T, typename Cache>
 class Tile {
  public:
   using Operand = OperandOf<T>;
+  static constexpr bool kHasScales = !std::is_same_v<T, Cache>;
 
   Tile(const PagedAttentionArgs& args, const Sizes& sizes)
-      : a_(args), sizes_(sizes), keys_(static_cast<const T*>(a_.k_cache)), values_(static_cast<const T*>(a_.v_cache)) {}
+      : a_(args),
+        sizes_(sizes),
+        keys_(static_cast<const Cache*>(a_.k_cache)),
+        values_(static_cast<const Cache*>(a_.v_cache)) {}
 
   // Prepares the first tile.
   void start(const Place& first) {
     locate(first);
-    for (int64_t j = 0; j < next_count_; ++j) prefetch(keys_ + next_rows_[j]);
+    for (int64_t j = 0; j < next_count_; ++j) prefetch_next_key(j);
   }
 
   // Goes on to the tile that start() or the call before has located; `following` is the one after it.
   void next(const Place& following) {
     memcpy(rows_, next_rows_, sizeof rows_);
     count_ = next_count_;
+    if constexpr (kHasScales) {
+      for (int64_t j = 0; j < count_; ++j) {
+        key_scales_[j] = a_.k_scales[rows_[j]];
+        value_scales_[j] = a_.v_scales[rows_[j]];
+      }
+      for (int64_t j = count_; j % kPanel != 0; ++j) key_scales_[j] = value_scales_[j] = 0.f;
+    }
     locate(following);
   }
+
+  // Of a tile with scales: what its keys and values are to be multiplied with, [kTile], 0 past the last key.
+  const float* key_scales() const { return key_scales_; }
+  const float* value_scales() const { return value_scales_; }
 
   int64_t num_panels() const { return (count_ + kPanel - 1) / kPanel; }
 
@@ -55,7 +71,7 @@ class Tile {
     const int64_t first = first_panel * kPanel, end = std::min(count_, first + num_panels * kPanel);
     for (int64_t j = first; j < end; j += kWidth) {
       Operand* panel = panels + (j - first) / kPanel * kPanel * depth + j % kPanel;
-      for (int64_t i = j; i < std::min(end, j + kWidth); ++i) prefetch(values_ + rows_[i]);
+      for (int64_t i = j; i < std::min(end, j + kWidth); ++i) prefetch(values_ + rows_[i] * sizes_.dim);
       for (int64_t d = 0; d < depth; d += kWidth) {
         Vec part[kWidth];
         for (int i = 0; i < kWidth; ++i) part[i] = load_key(rows_[j + i], d);
@@ -133,12 +149,13 @@ class Tile {
       for (int v = 0; v < kVecs; ++v) store(w.out + r * w.out_stride + first + v * kWidth, sums[r][v]);
   }
 
-  // kWidth operands of the key at `row` from depth d on, as bits; zeros past its end.
+  // kWidth operands of a key from depth d on, as bits; zeros past its end.
   Vec load_key(int64_t row, int64_t d) const {
+    const Cache* key = keys_ + row * sizes_.dim;
     if constexpr (kDepth<Operand> == 1) {
-      return load_part(keys_ + row + d, sizes_.dim - d);
+      return load_part(key + d, sizes_.dim - d);
     } else {
-      return as_float(load_words(keys_ + row, 2 * d));
+      return as_float(load_pairs_part(key, 2 * d));
     }
   }
 
@@ -146,18 +163,19 @@ class Tile {
   void load_values(int64_t j, int64_t d, OperandVec<Operand>* parts) const {
     if constexpr (kDepth<Operand> == 1) {
       for (int v = 0; v < kPanelVecs; ++v, d += kWidth)
-        parts[v] = d < sizes_.dim ? load_part(values_ + rows_[j] + d, sizes_.dim - d) : Vec{};
+        parts[v] = d < sizes_.dim ? load_part(values_ + rows_[j] * sizes_.dim + d, sizes_.dim - d) : Vec{};
     } else {
-      interleave(load_words(values_ + rows_[j], d), load_words(values_ + rows_[j + 1], d), parts[0], parts[1]);
+      const Cache *even = values_ + rows_[j] * sizes_.dim, *odd = values_ + rows_[j + 1] * sizes_.dim;
+      interleave(load_pairs_part(even, d), load_pairs_part(odd, d), parts[0], parts[1]);
     }
   }
 
   // 2 * kWidth elements of a key or a value from channel d on; zeros past its end.
-  UintVec load_words(const T* row, int64_t d) const {
-    if (d + 2 * kWidth <= sizes_.dim) return load_as<UintVec>(row + d);
-    UintVec words = {};
-    memcpy(&words, row + d, (sizes_.dim - d) * sizeof(T));
-    return words;
+  UintVec load_pairs_part(const Cache* row, int64_t d) const {
+    if (d + 2 * kWidth <= sizes_.dim) return load_pairs(row + d);
+    Cache padded[2 * kWidth] = {};
+    memcpy(padded, row + d, (sizes_.dim - d) * sizeof(Cache));
+    return load_pairs(padded);
   }
 
   // Up to a whole vector of keys, the last one again.
@@ -166,27 +184,28 @@ class Tile {
     int64_t block = place.first_key / a_.block_size, offset = place.first_key % a_.block_size;
     for (int64_t j = 0; j < next_count_; ++j) {
       const int64_t first = (place.table[block] * a_.num_kv_heads + place.kv_head) * a_.block_size;
-      next_rows_[j] = (first + offset) * sizes_.dim;
+      next_rows_[j] = first + offset;
       if (++offset == a_.block_size) ++block, offset = 0;
     }
     for (int64_t j = next_count_; j % kWidth != 0; ++j) next_rows_[j] = next_rows_[next_count_ - 1];
   }
 
   void prefetch_next_key(int64_t j) const {
-    if (j < next_count_) prefetch(keys_ + next_rows_[j]);
+    if (j < next_count_) prefetch(keys_ + next_rows_[j] * sizes_.dim);
   }
 
   // one key or value, [D]
-  void prefetch(const T* row) const {
+  void prefetch(const Cache* row) const {
     const char* bytes = reinterpret_cast<const char*>(row);
-    for (int64_t i = 0; i < sizes_.dim * int64_t(sizeof(T)); i += 64) __builtin_prefetch(bytes + i);
+    for (int64_t i = 0; i < sizes_.dim * int64_t(sizeof(Cache)); i += 64) __builtin_prefetch(bytes + i);
   }
 
   const PagedAttentionArgs& a_;
   const Sizes& sizes_;
-  const T *keys_, *values_;
+  const Cache *keys_, *values_;
   int64_t count_ = 0, next_count_ = 0;      // keys of this tile and of the next
-  int64_t rows_[kTile], next_rows_[kTile];  // where they lie, in elements
+  int64_t rows_[kTile], next_rows_[kTile];  // where they lie, in rows of D elements
+  float key_scales_[kHasScales ? kTile : 1], value_scales_[kHasScales ? kTile : 1];
 };
 
 }  // namespace

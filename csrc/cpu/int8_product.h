@@ -18,10 +18,6 @@ namespace tinyserve::cpu::TINYSERVE_ISA {
 constexpr int kVecs = kPackColumns / kWidth < 2 ? 1 : 2;               // vectors of columns at once
 constexpr int kRows = kRegisters < 16 ? 2 : kRegisters < 32 ? 4 : 12;  // with kVecs each, the sums that registers hold
 constexpr int64_t kRowBytes = 512 << 10;  // of x in one block of rows: it stays in the second-level cache
-constexpr float kRound = 12582912.0f;     // 1.5 * 2^23: adding it rounds to an integer, which is in the lowest bits
-
-using SignedByteVec = int8_t __attribute__((vector_size(kWidth)));
-
 // One group of a row: codes, scale, and scale * sum of the codes. A NaN or infinity makes the scale NaN.
 template <typename T>
 inline void quantize_group(const T* x, int64_t size, int8_t* codes, float* params) {
@@ -31,12 +27,12 @@ inline void quantize_group(const T* x, int64_t size, int8_t* codes, float* param
     largest = select(magnitude > largest, magnitude, largest);
     not_finite += value * 0.0f;
   }
-  const float scale = max(largest) / 127.0f + sum(not_finite);
+  const float scale = max(largest) / kMaxCode + sum(not_finite);
   const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
   IntVec order, total = {};
   for (int i = 0; i < kWidth; ++i) order[i] = i / 8 * 8 + i % 4 * 2 + i / 4 % 2;
   for (int64_t i = 0; i < size; i += kWidth) {
-    const IntVec rounded = (IntVec)(load(x + i) * inverse + kRound) - int32_t(0x4B400000);
+    const IntVec rounded = round_to_int(load(x + i) * inverse);
     total += rounded;
     const SignedByteVec bytes = __builtin_convertvector(__builtin_shuffle(rounded, order), SignedByteVec);
     memcpy(codes + i, &bytes, sizeof bytes);

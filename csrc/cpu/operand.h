@@ -37,6 +37,12 @@ inline void interleave(UintVec a, UintVec b, UintVec& low, UintVec& high) {
   high = (UintVec)_mm512_permutex2var_epi16((__m512i)a, (__m512i)second, (__m512i)b);
 }
 
+// 2 * kWidth elements as kWidth pairs; int8 becomes bf16 exactly
+inline UintVec load_pairs(const BFloat16* from) { return load_as<UintVec>(from); }
+inline UintVec load_pairs(const int8_t* from) {
+  return (UintVec)_mm512_cvtne2ps_pbh((__m512)load(from + kWidth), (__m512)load(from));
+}
+
 template <typename T>
 using OperandOf = std::conditional_t<std::is_same_v<T, BFloat16>, Pair, float>;  // of activations T
 #else

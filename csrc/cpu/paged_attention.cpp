@@ -53,7 +53,7 @@ struct Running {
   }
 };
 
-template <typename T>
+template <typename T, typename Cache>
 class Worker {
   using Operand = OperandOf<T>;
 
@@ -211,16 +211,21 @@ class Worker {
   // Products [width] -> weights 2^(score - max), 0 from `visible` on; max_sum gets the maximum and the sum. 2^x is
   // cheaper than e^x.
   void softmax(float* scores, int64_t visible, int64_t width, Operand* weights, float* max_sum) const {
-    for (int64_t j = 0; j < width; j += kWidth) store(scores + j, load(scores + j) * (a_.scale * kLog2E));
+    for (int64_t j = 0; j < width; j += kWidth) {
+      Vec score = load(scores + j) * (a_.scale * kLog2E);
+      if constexpr (Tile<T, Cache>::kHasScales) score *= load(tile_.key_scales() + j);
+      store(scores + j, score);
+    }
     std::fill(scores + visible, scores + width, -__builtin_inff());
     Vec most = broadcast(-__builtin_inff());
     for (int64_t j = 0; j < width; j += kWidth) most = select(load(scores + j) > most, load(scores + j), most);
     max_sum[0] = visible == 0 ? 0.f : max(most);
     Vec total = {};
     for (int64_t j = 0; j < width; j += kWidth) {
-      const Vec weight = exp2(load(scores + j) - max_sum[0]);
-      store(reinterpret_cast<Weight*>(weights) + j, weight);
+      Vec weight = exp2(load(scores + j) - max_sum[0]);
       total += weight;
+      if constexpr (Tile<T, Cache>::kHasScales) weight *= load(tile_.value_scales() + j);
+      store(reinterpret_cast<Weight*>(weights) + j, weight);
     }
     max_sum[1] = sum(total);
   }
@@ -230,7 +235,7 @@ class Worker {
   const PagedAttentionArgs& a_;
   const Sizes sizes_;
   float* const partials_;
-  Tile<T> tile_;
+  Tile<T, Cache> tile_;
   bool is_ahead_ = false;  // the tile has located the next task's keys
   bool keeps_panels_ =
       false;  // whether a tile's panels are made once for many rows, or piece by piece as they are needed
@@ -245,13 +250,13 @@ class Worker {
 
 // Runs step(worker, i, j) for each i in [0, size), whichever thread is free taking the next; j is what this thread
 // takes after i, size or more for nothing.
-template <typename T, typename Step>
+template <typename Worker, typename Step>
 void for_each(const PagedAttentionArgs& a, const Plan& plan, float* partials, int64_t size, int64_t operations,
               const Step& step) {
   int64_t next = 0;
   const int64_t threads = std::clamp<int64_t>(operations / kMinTaskOperations, 1, size);
   parallel_for(threads, 1, [&](int64_t, int64_t) {
-    Worker<T> worker(a, plan.max_rows, partials);
+    Worker worker(a, plan.max_rows, partials);
     const auto take = [&] { return __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED); };
     for (int64_t i = take(), following; i < size; i = following) {
       following = take();
@@ -260,7 +265,7 @@ void for_each(const PagedAttentionArgs& a, const Plan& plan, float* partials, in
   });
 }
 
-template <typename T>
+template <typename Worker>
 void run(const PagedAttentionArgs& a) {
   const Plan plan = make_plan(a);
   const int64_t num_tasks = plan.tasks.size(), num_merges = plan.merges.size();
@@ -268,18 +273,19 @@ void run(const PagedAttentionArgs& a) {
   for (const Task& task : plan.tasks) cost += task.cost();
   const int64_t operations = cost * kTile * a.head_dim * 2 * a.num_heads / a.num_kv_heads;
   Buffer<float> partials(plan.partial_floats);
-  for_each<T>(a, plan, partials, num_tasks, operations, [&](Worker<T>& worker, int64_t i, int64_t following) {
+  for_each<Worker>(a, plan, partials, num_tasks, operations, [&](Worker& worker, int64_t i, int64_t following) {
     worker.run(plan.tasks[i], following < num_tasks ? &plan.tasks[following] : nullptr);
   });
   if (num_merges == 0) return;
-  for_each<T>(a, plan, partials, num_merges, plan.partial_floats,
-              [&](Worker<T>& worker, int64_t i, int64_t) { worker.merge(plan.merges[i]); });
+  for_each<Worker>(a, plan, partials, num_merges, plan.partial_floats,
+                   [&](Worker& worker, int64_t i, int64_t) { worker.merge(plan.merges[i]); });
 }
 
 }  // namespace
 
 void paged_attention(const PagedAttentionArgs& args) {
-  dispatch(args.dtype, [&]<typename T>(T*) { run<T>(args); });
+  dispatch(args.dtype,
+           [&]<typename T>(T*) { args.k_scales == nullptr ? run<Worker<T, T>>(args) : run<Worker<T, int8_t>>(args); });
 }
 
 }  // namespace tinyserve::cpu::TINYSERVE_ISA

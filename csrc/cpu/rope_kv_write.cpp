@@ -4,9 +4,14 @@
 namespace tinyserve::cpu::TINYSERVE_ISA {
 namespace {
 
+template <typename T, typename To>
+void convert(const T* from, To* to, int64_t size) {
+  for (int64_t i = 0; i < size; i += kWidth) store_part(to + i, load_part(from + i, size - i), size - i);
+}
+
 // One head [D]; `turn` holds R/2 cosines, then R/2 sines.
-template <typename T>
-void rotate(const T* from, const float* turn, T* to, int64_t rotary_dim, int64_t head_dim) {
+template <typename T, typename To>
+void rotate(const T* from, const float* turn, To* to, int64_t rotary_dim, int64_t head_dim) {
   const int64_t half = rotary_dim / 2;
   for (int64_t i = 0; i < half; i += kWidth) {
     const int64_t count = half - i;
@@ -15,7 +20,24 @@ void rotate(const T* from, const float* turn, T* to, int64_t rotary_dim, int64_t
     store_part(to + i, first * cos - second * sin, count);
     store_part(to + half + i, second * cos + first * sin, count);
   }
-  memcpy(to + rotary_dim, from + rotary_dim, (head_dim - rotary_dim) * sizeof(T));
+  convert(from + rotary_dim, to + rotary_dim, head_dim - rotary_dim);
+}
+
+// One head [D] as int8, and its scale; a NaN or infinity makes the scale NaN.
+void round_head(const float* head, int64_t head_dim, int8_t* codes, float* scale) {
+  Vec largest = {}, not_finite = {};
+  for (int64_t i = 0; i < head_dim; i += kWidth) {
+    const Vec value = load_part(head + i, head_dim - i), magnitude = value < 0.0f ? -value : value;
+    largest = select(magnitude > largest, magnitude, largest);
+    not_finite += value * 0.0f;
+  }
+  *scale = max(largest) / kMaxCode + sum(not_finite);
+  const float inverse = *scale > 0.0f ? 1.0f / *scale : 0.0f;
+  for (int64_t i = 0; i < head_dim; i += kWidth) {
+    const IntVec rounded = round_to_int(load_part(head + i, head_dim - i) * inverse);
+    const SignedByteVec bytes = __builtin_convertvector(rounded, SignedByteVec);
+    memcpy(codes + i, &bytes, head_dim - i < kWidth ? head_dim - i : kWidth);
+  }
 }
 
 template <typename T>
@@ -28,9 +50,18 @@ void run_token(const RopeKvWriteArgs& a, int64_t t) {
   if (a.slots[t] < 0) return;
   const int64_t block = a.slots[t] / a.block_size, offset = a.slots[t] % a.block_size;
   for (int64_t h = 0; h < a.num_kv_heads; ++h, head += dim) {
-    const int64_t to = ((block * a.num_kv_heads + h) * a.block_size + offset) * dim;
-    rotate(head, turn, static_cast<T*>(a.k_cache) + to, a.rotary_dim, dim);
-    memcpy(static_cast<T*>(a.v_cache) + to, head + a.num_kv_heads * dim, dim * sizeof(T));
+    const int64_t row = (block * a.num_kv_heads + h) * a.block_size + offset;
+    const T* value = head + a.num_kv_heads * dim;
+    if (a.k_scales == nullptr) {
+      rotate(head, turn, static_cast<T*>(a.k_cache) + row * dim, a.rotary_dim, dim);
+      memcpy(static_cast<T*>(a.v_cache) + row * dim, value, dim * sizeof(T));
+      continue;
+    }
+    float exact[kMaxHeadDim];
+    rotate(head, turn, exact, a.rotary_dim, dim);
+    round_head(exact, dim, static_cast<int8_t*>(a.k_cache) + row * dim, a.k_scales + row);
+    convert(value, exact, dim);
+    round_head(exact, dim, static_cast<int8_t*>(a.v_cache) + row * dim, a.v_scales + row);
   }
 }
 

@@ -28,6 +28,7 @@ using IntVec = int32_t __attribute__((vector_size(kWidth * 4)));
 using UintVec = uint32_t __attribute__((vector_size(kWidth * 4)));
 using ShortVec = uint16_t __attribute__((vector_size(kWidth * 2)));
 using ByteVec = uint8_t __attribute__((vector_size(kWidth)));
+using SignedByteVec = int8_t __attribute__((vector_size(kWidth)));
 
 struct Half {
   uint16_t bits;
@@ -117,6 +118,16 @@ inline Vec load(const float* from) { return load_as<Vec>(from); }
 inline Vec load(const Half* from) { return half_to_float(load_as<ShortVec>(from)); }
 inline Vec load(const BFloat16* from) { return bfloat16_to_float(load_as<ShortVec>(from)); }
 
+inline Vec load(const int8_t* from) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_as<__m128i>(from)));
+#elif defined(__AVX2__)
+  return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#else
+  return __builtin_convertvector(load_as<SignedByteVec>(from), Vec);
+#endif
+}
+
 inline void store(float* to, Vec value) { memcpy(to, &value, sizeof value); }
 inline void store(Half* to, Vec value) {
   const ShortVec bits = float_to_half(value);
@@ -139,6 +150,13 @@ void store_first(T* to, Vec value, int64_t count) {
   T padded[kWidth];
   store(padded, value);
   memcpy(to, padded, count * sizeof(T));
+}
+
+constexpr float kMaxCode = 127.0f;  // of int8, so that codes are symmetric
+
+// To the nearest integer, ties to even, for |x| below 2^22.
+inline IntVec round_to_int(Vec x) {
+  return (IntVec)(x + 12582912.0f) - int32_t(0x4B400000);  // adding 1.5 * 2^23 leaves the integer in the lowest bits
 }
 
 // As much of a vector as is left: all of it where count >= kWidth, else the first `count` elements.

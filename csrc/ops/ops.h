@@ -23,9 +23,11 @@ Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias)
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, const OptionalTensor& residual);
 Tensor silu_mul(const Tensor& gate_up);
 Tensor rope_kv_write(const Tensor& qkv, const Tensor& positions, const Tensor& cos_sin, const Tensor& slots,
-                     const Tensor& k_cache, const Tensor& v_cache, int64_t num_heads);
+                     const Tensor& k_cache, const Tensor& v_cache, int64_t num_heads, const OptionalTensor& k_scales,
+                     const OptionalTensor& v_scales);
 Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_tables,
-                       const Tensor& query_starts, const Tensor& context_lens, double scale);
+                       const Tensor& query_starts, const Tensor& context_lens, double scale,
+                       const OptionalTensor& k_scales, const OptionalTensor& v_scales);
 std::string cpu_isa(const std::string& name);
 
 }  // namespace tinyserve

@@ -1,5 +1,5 @@
 // paged_attention.cpp — checks and allocation; the arithmetic is in cpu/ and cuda/.
-#include "tensors.h"
+#include "caches.h"
 
 namespace tinyserve {
 namespace {
@@ -27,7 +27,8 @@ void check_requests(const PagedAttentionArgs& a, int64_t num_blocks) {
 }  // namespace
 
 Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_tables,
-                       const Tensor& query_starts, const Tensor& context_lens, double scale) {
+                       const Tensor& query_starts, const Tensor& context_lens, double scale,
+                       const OptionalTensor& k_scales, const OptionalTensor& v_scales) {
   check_dim(q, "q", 3, "[T, H, D]");
   check_dim(k_cache, "k_cache", 4, "[blocks, Hkv, S, D]");
   check_dim(block_tables, "block_tables", 2, "[B, max_blocks]");
@@ -38,11 +39,10 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
   const int64_t num_requests = context_lens.size(0), max_blocks = block_tables.size(1);
   STD_TORCH_CHECK(num_kv_heads > 0 && num_heads % num_kv_heads == 0 && head_dim == k_cache.size(3), "q must be [T, H, ",
                   k_cache.size(3), "] with H a multiple of ", num_kv_heads, ", got ", shape(q.sizes()));
-  STD_TORCH_CHECK(head_dim % 8 == 0 && 0 < head_dim && head_dim <= 256,
-                  "the head dimension must be a multiple of 8 up to 256, got ", head_dim);
+  STD_TORCH_CHECK(head_dim % 8 == 0 && 0 < head_dim && head_dim <= kMaxHeadDim,
+                  "the head dimension must be a multiple of 8 up to ", kMaxHeadDim, ", got ", head_dim);
   check_tensor(q, "q", {tokens, num_heads, head_dim}, q.scalar_type(), q);
-  check_tensor(k_cache, "k_cache", {num_blocks, num_kv_heads, block_size, head_dim}, q.scalar_type(), q);
-  check_tensor(v_cache, "v_cache", {num_blocks, num_kv_heads, block_size, head_dim}, q.scalar_type(), q);
+  check_caches(k_cache, v_cache, k_scales, v_scales, q);
   check_tensor(block_tables, "block_tables", {num_requests, max_blocks}, ScalarType::Int, q);
   check_tensor(query_starts, "query_starts", {num_requests + 1}, ScalarType::Int, q);
   check_tensor(context_lens, "context_lens", {num_requests}, ScalarType::Int, q);
@@ -53,6 +53,8 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
       .q = q.data_ptr(),
       .k_cache = k_cache.data_ptr(),
       .v_cache = v_cache.data_ptr(),
+      .k_scales = k_scales ? static_cast<const float*>(k_scales->data_ptr()) : nullptr,
+      .v_scales = v_scales ? static_cast<const float*>(v_scales->data_ptr()) : nullptr,
       .block_tables = static_cast<const int32_t*>(block_tables.data_ptr()),
       .query_starts = static_cast<const int32_t*>(query_starts.data_ptr()),
       .context_lens = static_cast<const int32_t*>(context_lens.data_ptr()),

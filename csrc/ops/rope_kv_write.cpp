@@ -1,10 +1,11 @@
 // rope_kv_write.cpp — checks and allocation; the arithmetic is in cpu/ and cuda/.
-#include "tensors.h"
+#include "caches.h"
 
 namespace tinyserve {
 
 Tensor rope_kv_write(const Tensor& qkv, const Tensor& positions, const Tensor& cos_sin, const Tensor& slots,
-                     const Tensor& k_cache, const Tensor& v_cache, int64_t num_heads) {
+                     const Tensor& k_cache, const Tensor& v_cache, int64_t num_heads, const OptionalTensor& k_scales,
+                     const OptionalTensor& v_scales) {
   check_dim(qkv, "qkv", 2, "[T, (H + 2*Hkv) * D]");
   check_dim(k_cache, "k_cache", 4, "[blocks, Hkv, S, D]");
   check_dim(cos_sin, "cos_sin", 2, "[P, R]");
@@ -14,8 +15,8 @@ Tensor rope_kv_write(const Tensor& qkv, const Tensor& positions, const Tensor& c
   const int64_t num_positions = cos_sin.size(0), rotary_dim = cos_sin.size(1);
   STD_TORCH_CHECK(num_heads > 0, "num_heads must be positive, got ", num_heads);
   check_tensor(qkv, "qkv", {tokens, (num_heads + 2 * num_kv_heads) * head_dim}, qkv.scalar_type(), qkv);
-  check_tensor(k_cache, "k_cache", {num_blocks, num_kv_heads, block_size, head_dim}, qkv.scalar_type(), qkv);
-  check_tensor(v_cache, "v_cache", {num_blocks, num_kv_heads, block_size, head_dim}, qkv.scalar_type(), qkv);
+  check_caches(k_cache, v_cache, k_scales, v_scales, qkv);
+  STD_TORCH_CHECK(head_dim <= kMaxHeadDim, "the head dimension must be at most ", kMaxHeadDim, ", got ", head_dim);
   check_tensor(positions, "positions", {tokens}, ScalarType::Int, qkv);
   check_tensor(slots, "slots", {tokens}, ScalarType::Int, qkv);
   STD_TORCH_CHECK(rotary_dim % 2 == 0 && rotary_dim <= head_dim, "cos_sin must be float32 [P, R], R even and at most ",
@@ -32,6 +33,8 @@ Tensor rope_kv_write(const Tensor& qkv, const Tensor& positions, const Tensor& c
       .slots = static_cast<const int32_t*>(slots.data_ptr()),
       .k_cache = k_cache.data_ptr(),
       .v_cache = v_cache.data_ptr(),
+      .k_scales = k_scales ? static_cast<float*>(k_scales->data_ptr()) : nullptr,
+      .v_scales = v_scales ? static_cast<float*>(v_scales->data_ptr()) : nullptr,
       .q = q.data_ptr(),
       .tokens = tokens,
       .num_heads = num_heads,

@@ -49,7 +49,9 @@ def make_engine(tiny_folder: Path, tiny_model: LlamaModel, tokenizer: Tokenizer)
             precision="W16A16",
             dtype="float32",
             block_size=block_size,
-            kv_cache_bytes=max(1 << 16, num_blocks * kv_cache.block_bytes(model, block_size)),
+            kv_cache_bytes=max(
+                1 << 16, num_blocks * kv_cache.block_bytes(model, block_size, settings.get("kv_cache_dtype", "auto"))
+            ),
             max_batch_tokens=max_batch_tokens,
             **{"max_num_requests": 16, **settings},
         )

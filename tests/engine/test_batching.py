@@ -131,6 +131,16 @@ def test_together_as_alone(
     assert any(result.finish_reason is None for result in results), "nobody left early"
 
 
+def test_together_as_alone_with_a_cache_of_int8(make_engine: MakeEngine, model: LlamaModel) -> None:
+    cases = [replace(case, leaves_after=None) for case in make_cases()]
+    engine = make_engine(model=model, prefix_cache=False, kv_cache_dtype="int8")
+    tokens = [run(engine, [case.prompt], case.params)[0].token_ids for case in cases]
+    engine = make_engine(model=model, num_blocks=24, max_batch_tokens=37, kv_cache_dtype="int8")
+    assert [result.token_ids for result in run_together(engine, cases)] == tokens
+    assert engine.stats().preemptions
+    assert engine.stats().cached_tokens
+
+
 @pytest.mark.parametrize("budget", range(16, 34))
 def test_chunks_may_end_anywhere(make_engine: MakeEngine, model: LlamaModel, budget: int) -> None:
     prompts = [list(range(100, 100 + length)) for length in (31, 32, 33, 70)]

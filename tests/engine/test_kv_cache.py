@@ -52,6 +52,19 @@ def test_caches_are_zero_and_one_per_layer(tiny_model: LlamaModel) -> None:
         assert cache.k.data_ptr() != cache.v.data_ptr()
 
 
+def test_int8_takes_a_byte_and_a_share_of_a_scale(tiny_folder: Path, tiny_model: LlamaModel) -> None:
+    size = 16 * 2 * 2 * 2 * (32 + 4)
+    assert kv_cache.block_bytes(tiny_model, 16, "int8") == size
+    settings = config(tiny_folder, kv_cache_dtype="int8", kv_cache_bytes=20 * size)
+    assert kv_cache.num_blocks(tiny_model, settings, 500) == 20
+    for cache in kv_cache.allocate(tiny_model, 3, 16, "int8"):
+        assert cache.k.dtype == cache.v.dtype == torch.int8
+        assert cache.k_scales is not None
+        assert cache.v_scales is not None
+        assert cache.k_scales.shape == cache.v_scales.shape == (3, 2, 16)
+        assert not cache.k_scales.any()
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to see its own memory")
 def test_a_large_cache_costs_nothing_until_it_is_used(tiny_model: LlamaModel) -> None:
     def resident() -> int:

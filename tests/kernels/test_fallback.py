@@ -108,6 +108,27 @@ def test_paged_attention(heads: int, place: str, dtype: torch.dtype) -> None:
     check(fallback.paged_attention(q, k_cache, v_cache, tables, starts, contexts, 0.25), expected, dtype)
 
 
+@DTYPES
+@PLACES
+def test_a_cache_of_int8(place: str, dtype: torch.dtype) -> None:
+    qkv, positions = torch.randn(6, 8 * 16).to(dtype), torch.arange(6, dtype=torch.int32)
+    cos_sin, slots = torch.rand(30, 16) * 2 - 1, torch.tensor([0, 1, 2, 3, 4, 5], dtype=torch.int32)
+    tables, starts = torch.tensor([[0, 1]], dtype=torch.int32), torch.tensor([0, 6], dtype=torch.int32)
+    exact = torch.zeros(2, 2, 2, 4, 16)
+    want_q, *want = reference.rope_kv_write(qkv, positions, cos_sin, slots, exact[0], exact[1], 4)
+    codes = torch.zeros(2, 2, 2, 4, 16, dtype=torch.int8, device=place)
+    scales = torch.zeros(2, 2, 2, 4, device=place)
+    qkv, positions, cos_sin, slots, tables, starts = (
+        t.to(place) for t in (qkv, positions, cos_sin, slots, tables, starts)
+    )
+    q = fallback.rope_kv_write(qkv, positions, cos_sin, slots, codes[0], codes[1], 4, scales[0], scales[1])
+    check(q, want_q, dtype)
+    lengths = torch.tensor([6], dtype=torch.int32)
+    got = fallback.paged_attention(q, codes[0], codes[1], tables, starts, lengths.to(place), 0.25, scales[0], scales[1])
+    attended = reference.paged_attention(q.cpu(), want[0], want[1], tables.cpu(), starts.cpu(), lengths, 0.25)
+    assert reference.relative_error(got.cpu(), attended) < 0.03
+
+
 def test_names_what_does_not_fit() -> None:
     x, weight = torch.zeros(2, 6), torch.zeros(4, 8)
     with pytest.raises(ValueError, match=r"x must be \[2, 8\], got \[2, 6\]"):

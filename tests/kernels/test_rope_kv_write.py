@@ -69,6 +69,38 @@ def test_matches_reference(
         assert reference.relative_error(out.cpu(), want) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(64, 64), (80, 80), (96, 24), (40, 20), (8, 2)])
+def test_a_cache_of_int8_is_within_half_a_step(head_dim: int, rotary_dim: int, dtype: torch.dtype, device: str) -> None:
+    arguments = make_arguments(23, 9, 3, head_dim, rotary_dim, dtype)
+    caches = torch.full((2, BLOCKS, 3, BLOCK_SIZE, head_dim), 7, dtype=torch.int8, device=device)
+    scales = torch.full((2, BLOCKS, 3, BLOCK_SIZE), 7.0, device=device)
+    given = arguments.to(device)._replace(k_cache=caches[0], v_cache=caches[1])
+    q = ops.rope_kv_write(*given, scales[0], scales[1])
+    expected_q, *expected = reference.rope_kv_write(*arguments)
+    assert reference.relative_error(q.cpu(), expected_q) < TOLERANCE[dtype]
+    written = torch.zeros(BLOCKS * BLOCK_SIZE, dtype=torch.bool)
+    written[arguments.slots[arguments.slots >= 0].long()] = True
+    written = written.view(BLOCKS, BLOCK_SIZE)[:, None].expand(-1, 3, -1)
+    for codes, scale, want in zip(caches.cpu(), scales.cpu(), expected, strict=True):
+        assert (codes[~written] == 7).all()
+        assert (scale[~written] == 7).all()
+        torch.testing.assert_close(scale[written].double(), want[written].abs().amax(-1) / 127, rtol=1e-4, atol=1e-7)
+        error = (codes * scale[..., None] - want)[written].abs()
+        assert (error <= 0.501 * scale[written][:, None] + 1e-6).all()
+
+
+def test_what_is_not_finite_spoils_the_scale_of_its_own_head_alone(device: str) -> None:
+    arguments = make_arguments(4, 2, 2, 32, 32, torch.float32)
+    arguments = arguments._replace(slots=torch.arange(4, dtype=torch.int32))
+    arguments.qkv[1, -1] = float("inf")  # the last value head of token 1
+    caches = torch.zeros(2, BLOCKS, 2, BLOCK_SIZE, 32, dtype=torch.int8, device=device)
+    scales = torch.zeros(2, BLOCKS, 2, BLOCK_SIZE, device=device)
+    given = arguments.to(device)._replace(k_cache=caches[0], v_cache=caches[1])
+    ops.rope_kv_write(*given, scales[0], scales[1])
+    assert scales.cpu().isnan().nonzero().tolist() == [[1, 0, 1, 1]]
+
+
 def test_slots_alone_are_written_and_values_are_copied_exactly(device: str) -> None:
     arguments = make_arguments(23, 9, 3, 64, 64, torch.float16)
     given = arguments.to(device)

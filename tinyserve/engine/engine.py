@@ -72,7 +72,7 @@ class Engine:
         self._scheduler = Scheduler(self._blocks, self._pace, max_tokens, max_requests, draft)
         self._runner = ModelRunner(
             model,
-            kv_cache.allocate(model, num_blocks, config.block_size),
+            kv_cache.allocate(model, num_blocks, config.block_size, config.kv_cache_dtype),
             config.block_size,
             max_tokens,
             max_requests,

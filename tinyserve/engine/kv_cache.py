@@ -9,7 +9,7 @@ import mmap
 
 import torch
 
-from tinyserve.config import EngineConfig
+from tinyserve.config import EngineConfig, KvCacheDtype
 from tinyserve.layers.attention import LayerCache
 from tinyserve.models.llama import LlamaModel
 
@@ -18,22 +18,25 @@ _log = logging.getLogger(__name__)
 CPU_SHARE = 0.25  # of the memory that is available, when no size is given
 CPU_MAX_BYTES = 4 << 30
 CUDA_SHARE = 0.85  # of what the weights leave
+SCALE = torch.float32  # of a key or a value of int8
 
 
-def block_bytes(model: LlamaModel, block_size: int) -> int:
-    """Bytes of one block over all layers, keys and values."""
+def block_bytes(model: LlamaModel, block_size: int, dtype: KvCacheDtype = "auto") -> int:
+    """Bytes of one block over all layers, keys and values, and their scales where they are int8."""
     config = model.config
-    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * model.dtype.itemsize
-    return max(1, per_token) * block_size
+    head_bytes = config.head_dim + SCALE.itemsize if dtype == "int8" else config.head_dim * model.dtype.itemsize
+    return max(1, 2 * config.num_layers * config.num_kv_heads * head_bytes) * block_size
 
 
 def num_blocks(model: LlamaModel, config: EngineConfig, context_length: int) -> int:
     """Blocks that fit in `kv_cache_bytes`, or in a share of the free memory, and that the requests could use at all.
 
     Raises:
-        ValueError: not even one block fits.
+        ValueError: not even one block fits, or there is no such cache on the model's device.
     """
-    size = block_bytes(model, config.block_size)
+    if config.kv_cache_dtype == "int8" and model.device.type != "cpu":
+        raise ValueError(f"kv_cache_dtype int8 is for the CPU, and the model is on {model.device}: use auto")
+    size = block_bytes(model, config.block_size, config.kv_cache_dtype)
     budget = config.kv_cache_bytes if config.kv_cache_bytes is not None else _default_bytes(model.device)
     useful = config.max_num_requests * -(-context_length // config.block_size)
     count = min(budget // size, useful)
@@ -45,13 +48,13 @@ def num_blocks(model: LlamaModel, config: EngineConfig, context_length: int) -> 
     return count
 
 
-def allocate(model: LlamaModel, count: int, block_size: int) -> list[LayerCache]:
+def allocate(model: LlamaModel, count: int, block_size: int, dtype: KvCacheDtype = "auto") -> list[LayerCache]:
     """One cache per layer, [count, Hkv, S, D] each; zeros, so that no garbage can ever turn into NaN."""
     config = model.config
     shape = (count, config.num_kv_heads, block_size, config.head_dim)
+    tensors = [(shape, model.dtype)] * 2 if dtype == "auto" else [(shape, torch.int8)] * 2 + [(shape[:3], SCALE)] * 2
     return [
-        LayerCache(_zeros(shape, model.dtype, model.device), _zeros(shape, model.dtype, model.device))
-        for _ in range(config.num_layers)
+        LayerCache(*(_zeros(shape, dtype, model.device) for shape, dtype in tensors)) for _ in range(config.num_layers)
     ]
 
 

@@ -24,10 +24,12 @@ class BatchLayout:
 
 @dataclass(frozen=True, eq=False)
 class LayerCache:
-    """Keys and values of one layer, both [num_blocks, Hkv, S, D]."""
+    """Keys and values of one layer, both [num_blocks, Hkv, S, D]; of int8 where there are scales."""
 
     k: Tensor
     v: Tensor
+    k_scales: Tensor | None = None  # fp32 [num_blocks, Hkv, S]
+    v_scales: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +43,25 @@ class Attention:
     def __call__(self, x: Tensor, layout: BatchLayout, cache: LayerCache) -> Tensor:
         """x [T, C] -> [T, C]; writes the tokens' keys and values into `cache`."""
         q = ops.rope_kv_write(
-            self.qkv(x), layout.positions, self.cos_sin, layout.slots, cache.k, cache.v, self.num_heads
+            self.qkv(x),
+            layout.positions,
+            self.cos_sin,
+            layout.slots,
+            cache.k,
+            cache.v,
+            self.num_heads,
+            cache.k_scales,
+            cache.v_scales,
         )
         context = ops.paged_attention(
-            q, cache.k, cache.v, layout.block_tables, layout.query_starts, layout.context_lens, self.scale
+            q,
+            cache.k,
+            cache.v,
+            layout.block_tables,
+            layout.query_starts,
+            layout.context_lens,
+            self.scale,
+            cache.k_scales,
+            cache.v_scales,
         )
         return self.out(context.flatten(1))

@@ -8,30 +8,31 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tinyserve.config import KvCacheDtype
 from tinyserve.layers.attention import BatchLayout, LayerCache
 from tinyserve.models.llama import LlamaModel
 
 BLOCK_SIZE = 32
 
 
-def logits(model: LlamaModel, token_ids: Tensor) -> Tensor:
+def logits(model: LlamaModel, token_ids: Tensor, kv_cache_dtype: KvCacheDtype = "auto") -> Tensor:
     """Logits [B, L, V], in the dtype of the activations, for token_ids [B, L].
 
     Raises:
         ValueError: token_ids is not [B, L], or L exceeds the model's context.
     """
-    return model.logits(_hidden(model, token_ids)).view(*token_ids.shape, -1)
+    return model.logits(_hidden(model, token_ids, kv_cache_dtype)).view(*token_ids.shape, -1)
 
 
 @torch.inference_mode()
-def _hidden(model: LlamaModel, token_ids: Tensor) -> Tensor:
+def _hidden(model: LlamaModel, token_ids: Tensor, kv_cache_dtype: KvCacheDtype) -> Tensor:
     """Final hidden states [B * L, C]; one text at a time bounds the memory and changes no result."""
     if token_ids.dim() != 2:
         raise ValueError(f"token_ids must be [B, L], got {list(token_ids.shape)}")
     length = token_ids.shape[1]
     if length > model.num_positions:
         raise ValueError(f"a text must be at most {model.num_positions} tokens, got {length}")
-    layout, caches = _layout(length, model.device), list(_caches(model, length))
+    layout, caches = _layout(length, model.device), list(_caches(model, length, kv_cache_dtype))
     flat = token_ids.to(model.device, torch.int32)
     return torch.cat([model.forward(text, layout, caches) for text in flat])
 
@@ -48,10 +49,11 @@ def _layout(length: int, device: torch.device) -> BatchLayout:
     )
 
 
-def _caches(model: LlamaModel, length: int) -> Iterator[LayerCache]:
+def _caches(model: LlamaModel, length: int, dtype: KvCacheDtype) -> Iterator[LayerCache]:
     """One cache that every layer uses in turn: within a single pass no layer reads what another has written."""
     config = model.config
-    shape = (-(-length // BLOCK_SIZE), config.num_kv_heads, BLOCK_SIZE, config.head_dim)
-    k, v = (torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in range(2))
-    for _ in range(config.num_layers):
-        yield LayerCache(k, v)
+    heads = (-(-length // BLOCK_SIZE), config.num_kv_heads, BLOCK_SIZE)
+    stored = torch.int8 if dtype == "int8" else model.dtype
+    k, v = (torch.zeros(*heads, config.head_dim, dtype=stored, device=model.device) for _ in range(2))
+    scales = [torch.zeros(heads, device=model.device) for _ in range(2)] if dtype == "int8" else []
+    yield from [LayerCache(k, v, *scales)] * config.num_layers

@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 from typing import get_args
 
-from tinyserve.config import CpuCompute, DtypeName, EngineConfig, Precision
+from tinyserve.config import CpuCompute, DtypeName, EngineConfig, KvCacheDtype, Precision
 from tinyserve.serve import http_server
 from tinyserve.serve.address import check_worker_address
 from tinyserve.serve.llava_templates import TEMPLATES
@@ -70,7 +70,7 @@ def add_model_flags(flags: argparse.ArgumentParser, model_path: bool = True) -> 
     group.add_argument("--model-name", "--model-names", help="one name or several with commas (from the path)")
     group.add_argument("--quant-path", type=Path, help="AWQ checkpoint with the linear layers of --model-path")
     group.add_argument("--precision", choices=get_args(Precision), help="default: what the checkpoint holds")
-    group.add_argument("--dtype", choices=get_args(DtypeName), default="auto", help="of activations and KV cache")
+    group.add_argument("--dtype", choices=get_args(DtypeName), default="auto", help="of activations")
     group.add_argument("--device", default="auto", help="auto, cpu or cuda")
     group.add_argument(
         "--cpu-compute",
@@ -79,6 +79,12 @@ def add_model_flags(flags: argparse.ArgumentParser, model_path: bool = True) -> 
         help="4-bit weights on a CPU by activations rounded to int8 (default), or exact: slower",
     )
     group.add_argument("--max-context", type=int, metavar="TOKENS", help="default: the model's")
+    group.add_argument(
+        "--kv-cache-dtype",
+        choices=get_args(KvCacheDtype),
+        default="auto",
+        help="of keys and values; int8: half the memory on a CPU, rounded (the activations')",
+    )
     group.add_argument("--kv-cache-bytes", type=int, metavar="BYTES", help="default: a share of the free memory")
     group.add_argument("--block-size", type=int, default=EngineConfig.block_size, help="tokens in a block of it (32)")
     group.add_argument("--no-prefix-cache", action="store_true", help="requests that begin alike share nothing")
@@ -135,6 +141,7 @@ def run(args: argparse.Namespace) -> None:
             device=args.device,
             cpu_compute=args.cpu_compute,
             max_context=args.max_context,
+            kv_cache_dtype=args.kv_cache_dtype,
             kv_cache_bytes=args.kv_cache_bytes,
             block_size=args.block_size,
             prefix_cache=not args.no_prefix_cache,
