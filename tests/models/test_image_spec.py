@@ -123,3 +123,8 @@ def test_an_old_preprocessor_file() -> None:
 )
 def test_hugging_face_pads_where_its_processor_does(settings: dict[str, Any] | None, aspect_ratio: str) -> None:
     assert ImageSpec.from_hf(HF, settings, CLIP).aspect_ratio == aspect_ratio
+
+
+def test_marks_around_an_image_are_llavas_own_field() -> None:
+    assert not ImageSpec.from_hf({}, None, CLIP).start_end
+    assert ImageSpec.from_hf({"mm_use_im_start_end": True}, None, CLIP).start_end

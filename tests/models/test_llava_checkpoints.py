@@ -107,7 +107,7 @@ def test_16_bit_checkpoints_run_in_their_own_dtype(tmp_path: Path, dtype: torch.
     ):
         model = load(folder)
         assert model.dtype == dtype
-        assert {parameter.dtype for parameter in model._tower.module.parameters()} == {dtype}
+        assert {parameter.dtype for parameter in model._images._tower.module.parameters()} == {dtype}
         got, wanted = torch.cat(logits(model, BATCH)).float(), torch.cat(expected(reference, model, BATCH))
         assert (got - wanted).norm() / wanted.norm() < tolerance
 
@@ -197,7 +197,7 @@ def test_other_ways_to_merge_tiles(reference: Any, tmp_path: Path, merge: str) -
     tiles = pixels(picture(1), spec)
     columns, rows = spec.tiles(width, height)
     assert (columns, rows, spec.grid) == (1, 3, 2)
-    features = model._encode(tiles)
+    features = model._images._encode(tiles)
     wanted = [features[0]]
     if merge == "flat":
         wanted += list(features[1:])
@@ -218,7 +218,7 @@ def test_images_are_encoded_alike_however_many_come(
     images = [(pixels(picture(index), model.image_spec), SIZES[index]) for index in (0, 1, 2, 3, 4)]
     alone = [model.encode_images([image])[0] for image in images]
     batches = []
-    model._tower.module.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    model._images._tower.module.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
     monkeypatch.setattr(llava, "TILES_AT_ONCE", 4)
     for one, other in zip(model.encode_images(images), alone, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

@@ -53,7 +53,7 @@ class Quantized:
         model = load_model(model_path, quant_path, dtype="float32")
         assert isinstance(model, LlavaModel)
         assert isinstance(model.layers[0].attention.qkv, W4A16Linear)
-        assert all(isinstance(layer, Linear) for layer in model._projector.layers)
+        assert all(isinstance(layer, Linear) for layer in model._images._projector.layers)
         llava_logits.assert_equal(
             llava_logits.logits(model, BATCH), llava_logits.expected(self.reference, model, BATCH), 1e-3
         )
@@ -105,8 +105,8 @@ def test_a_cpu_rounds_activations_of_the_language_model_only(quantized: Quantize
     assert isinstance(model, LlavaModel)
     assert model.dtype == torch.float16
     assert isinstance(model.layers[0].attention.qkv, W4A8Linear)
-    assert all(isinstance(layer, Linear) for layer in model._projector.layers)
-    assert {parameter.dtype for parameter in model._tower.module.parameters()} == {torch.float16}
+    assert all(isinstance(layer, Linear) for layer in model._images._projector.layers)
+    assert {parameter.dtype for parameter in model._images._tower.module.parameters()} == {torch.float16}
 
 
 def test_another_model_is_refused(quantized: Quantized, tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ class ImageSpec:
             pinpoints=_pinpoints(config, size, height_first=is_hf) if anyres else (),
             merge=merge if anyres else "flat",
             newline=anyres and merge == "spatial_unpad",
+            start_end=bool(config.get("mm_use_im_start_end", False)),
         )
 
     def num_tokens(self, width: int, height: int) -> int:
