@@ -36,7 +36,11 @@ struct PackedColumns {
   }
 
   // The words with k .. k + 7, k a multiple of 8.
-  UintVec load_words(int64_t k) const { return load_as<UintVec>(words + k / kPackFactor * kPackColumns); }
+  UintVec load_words(int64_t k) const {
+    const uint32_t* at = words + k / kPackFactor * kPackColumns;
+    __builtin_prefetch(at + kAheadWords);
+    return load_as<UintVec>(at);
+  }
 
   GroupParams load_params(int64_t group) const {
     const uint8_t* at = params + group * (half_scales ? kParamBytesHalf : kParamBytesFloat);

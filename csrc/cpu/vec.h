@@ -30,6 +30,10 @@ using ShortVec = uint16_t __attribute__((vector_size(kWidth * 2)));
 using ByteVec = uint8_t __attribute__((vector_size(kWidth)));
 using SignedByteVec = int8_t __attribute__((vector_size(kWidth)));
 
+// How far ahead packed weights are asked for, 8 KB: the processor's own prefetching leaves a fourth of the time of 16
+// rows waiting for memory (Zen 5). Tiles follow each other, so this reaches into the next one.
+constexpr int64_t kAheadWords = 2048;
+
 struct Half {
   uint16_t bits;
 };

@@ -20,8 +20,11 @@ struct Columns8 {
     return {.scale = scale, .scale_high = Vec{}, .offset = scale * -float(kMiddleInDot)};
   }
   void load_bytes(int64_t k, UintVec& even, UintVec& odd) const {
-    even = load_as<UintVec>(words + k / 4 * kPackColumns);
-    odd = load_as<UintVec>(words + (k / 4 + 1) * kPackColumns);
+    const uint32_t* at = words + k / 4 * kPackColumns;
+    __builtin_prefetch(at + kAheadWords);
+    __builtin_prefetch(at + kPackColumns + kAheadWords);
+    even = load_as<UintVec>(at);
+    odd = load_as<UintVec>(at + kPackColumns);
   }
 };
 
