@@ -209,7 +209,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["tinyserve", "tinyserve.*", "awq", "awq.*"]),
-    package_data={"tinyserve.demo": ["*.txt"], "awq": ["report.css"]},
+    package_data={"tinyserve.demo": ["*.txt", "llava/*", "llava/*/*"], "awq": ["report.css"]},
     ext_modules=extensions,
     cmdclass={"build_ext": Build},
     install_requires=[
@@ -236,6 +236,7 @@ setup(
         "eval": ["lm-eval>=0.4.13", "datasets"],
         "plots": ["matplotlib"],
         "lora": ["peft"],
+        "train": ["peft", "emoji"],  # the demo's model, benchmarks/demo_llava
         "bitsandbytes": ["bitsandbytes"],
     },
     entry_points={"console_scripts": ["tinyserve = tinyserve.__main__:main"]},

@@ -86,7 +86,10 @@ def wait_until(what: str, ready: Callable[[], bool], seconds: float = READY_SECO
 
 
 def wait_for_health(
-    url: str, ready: Callable[[dict[str, Any]], bool] = lambda health: True, server: Server | None = None
+    url: str,
+    ready: Callable[[dict[str, Any]], bool] = lambda health: True,
+    server: Server | None = None,
+    seconds: float = READY_SECONDS,
 ) -> None:
     """Waits until the server's /health is 200 and `ready` accepts what it says.
 
@@ -103,7 +106,7 @@ def wait_for_health(
             return False
         return response.status_code == 200 and ready(response.json())
 
-    wait_until(f"health of {url}", healthy)
+    wait_until(f"health of {url}", healthy, seconds)
 
 
 def all_cores() -> dict[str, str]:

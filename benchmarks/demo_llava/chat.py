@@ -39,8 +39,10 @@ class Chat:
         turn = [{"role": "user", "content": f"{IMAGE}\n{question}"}]
         return str(self._tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
 
-    def text(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+    def plain(self, question: str) -> list[int]:
+        """What follows `before` when there is no picture: a question and the answer's beginning."""
+        after = self._pieces(question)[1]
+        return self._ids(after.removeprefix("\n"))
 
     def _pieces(self, question: str) -> tuple[str, str]:
         before, after = self.prompt(question).split(IMAGE)

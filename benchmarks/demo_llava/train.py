@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="state of the run, log and finished asset")
     parser.add_argument("--tower-steps", type=int, default=6000, help="steps of stage 1 (%(default)s)")
-    parser.add_argument("--language-steps", type=int, default=400, help="steps of stage 2 (%(default)s)")
+    parser.add_argument("--language-steps", type=int, default=200, help="steps of stage 2 (%(default)s)")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
