@@ -8,6 +8,9 @@ import pytest
 import tiny_llama
 from grammars import VOCAB
 from tiny_model import save_tokenizer
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from tinyserve.config import EngineConfig
 from tinyserve.engine import kv_cache
@@ -77,3 +80,17 @@ def letters(bytes_tokenizer: Tokenizer) -> GrammarCompiler:
 def words(tokenizer: Tokenizer) -> GrammarCompiler:
     """For a real vocabulary."""
     return GrammarCompiler(tokenizer, 49152)
+
+
+@pytest.fixture(scope="session")
+def with_bos(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A tokenizer that puts <s> before every text and </s> behind it."""
+    vocab = {"<s>": 0, "</s>": 1, "<unk>": 2, "hello": 3}
+    rust = RustTokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    rust.pre_tokenizer = pre_tokenizers.Whitespace()
+    rust.post_processor = processors.TemplateProcessing("<s> $A </s>", None, [("<s>", 0), ("</s>", 1)])
+    folder = tmp_path_factory.mktemp("with-bos")
+    PreTrainedTokenizerFast(
+        tokenizer_object=rust, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    return Tokenizer(folder)

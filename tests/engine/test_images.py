@@ -4,21 +4,27 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
+import tiny_llava
+import torch
 from pictures import file_of, picture
+from PIL import Image
 from run_engine import Result, run
 from seeing import SPEC, SeeingModel
 
-from tinyserve.config import SamplingParams
+from tinyserve.config import EngineConfig, SamplingParams
 from tinyserve.engine.async_engine import AsyncEngine
 from tinyserve.engine.engine import Engine
 from tinyserve.engine.generator import RequestError
 from tinyserve.engine.image_file import ImageFile
-from tinyserve.engine.image_prompt import PLACEHOLDER, tokenize
+from tinyserve.engine.image_prompt import PLACEHOLDER
 from tinyserve.engine.request import Chunk
 from tinyserve.engine.tokenizer import Tokenizer
+from tinyserve.models.image_spec import ImageSpec
 from tinyserve.models.llama import LlamaModel
 
 GREEDY = SamplingParams(max_new_tokens=12, temperature=0.0, ignore_eos=True)
@@ -178,40 +184,43 @@ def test_usage_and_the_context_count_every_token_of_an_image(
     assert small.preparation.count_tokens("<image>") == SPEC.num_tokens(8, 8)
 
 
-@pytest.mark.parametrize(("prompt", "number"), [("none", 1), ("<image>", 0), ("<image> <image>", 1), ("<image>", 2)])
-def test_one_mark_for_each_image(
-    make_engine: Callable[..., Engine], model: SeeingModel, prompt: str, number: int
-) -> None:
-    with pytest.raises(RequestError, match=rf"one <image> for each, got {number} for {prompt.count('<image>')}"):
-        make_engine(model=model).prepare(prompt, GREEDY, images=IMAGES[:number])
+def transformers_text(model: Any, tokenizer: Tokenizer, prompt: str, pictures: Sequence[Image.Image]) -> str:
+    """What LlavaNextForConditionalGeneration says, on tokens made as LLaVA makes them."""
+    inputs = tiny_llava.processor(model)(list(pictures), return_tensors="pt") if pictures else {}
+    spec = ImageSpec.from_hf(model.config.to_dict())
+    first, *others = (tokenizer.encode(piece) for piece in prompt.split("<image>"))
+    for image, piece in zip(pictures, others, strict=True):
+        first += [tiny_llava.IMAGE_TOKEN] * spec.num_tokens(*image.size) + piece
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=torch.tensor([first]),
+            attention_mask=torch.ones(1, len(first), dtype=torch.long),
+            **inputs,
+            do_sample=False,
+            max_new_tokens=GREEDY.max_new_tokens,
+            min_new_tokens=GREEDY.max_new_tokens,
+            eos_token_id=None,
+        )
+    return tokenizer.decode(output[0, len(first) :].tolist())
 
 
-def test_a_text_model_takes_the_mark_for_text_and_refuses_images(make_engine: Callable[..., Engine]) -> None:
-    engine = make_engine()
-    assert engine.prepare("<image>", GREEDY).request.num_tokens == len(engine.tokenizer.encode("<image>"))
-    with pytest.raises(RequestError, match="reads text only, got 2"):
-        engine.prepare("<image><image>", GREEDY, images=IMAGES[:2])
-
-
-def test_pieces_are_tokenized_as_llava_does(bytes_tokenizer: Tokenizer) -> None:
-    """The definition of tokenizer_image_token, on a tokenizer of single bytes that puts <s> first."""
-    image = IMAGES[0]
-    number = SPEC.num_tokens(image.width, image.height)
-    bos = (
-        [] if bytes_tokenizer.bos_token_id is None or not bytes_tokenizer._adds_bos else [bytes_tokenizer.bos_token_id]
+@pytest.mark.parametrize("max_batch_tokens", [16, 512])
+def test_a_real_llava_next_answers_as_transformers_does(tmp_path: Path, max_batch_tokens: int) -> None:
+    """Any resolution, with the padding cut off and a vector behind each row: odd sizes, many chunks, one batch."""
+    model = tiny_llava.make("llava_next")
+    folder = tiny_llava.save(model, tmp_path / "llava-next")
+    engine = Engine.create(
+        EngineConfig(
+            folder, precision="W16A16", dtype="float32", max_batch_tokens=max_batch_tokens, kv_cache_bytes=4_000_000
+        )
     )
-    tokenized = tokenize("A<image>B<image>", [image, image], bytes_tokenizer, SPEC)
-    a, b = (bytes_tokenizer.encode(text, adds_bos=False) for text in "AB")
-    assert tokenized.token_ids == bos + a + [PLACEHOLDER] * number + b + [PLACEHOLDER] * number
-    assert tokenized.starts == (len(bos) + 1, len(bos) + 2 + number)
-    assert tokenized.text_ids == bos + a + b
-
-
-def test_start_and_end_marks_where_the_checkpoint_wants_them(bytes_tokenizer: Tokenizer) -> None:
-    spec = replace(SPEC, start_end=True)
-    around = tokenize("A<image>B", IMAGES[:1], bytes_tokenizer, spec)
-    spelled = tokenize("A<im_start><image><im_end>B", IMAGES[:1], bytes_tokenizer, SPEC)
-    assert around == spelled
+    pictures = [picture("RGB", *size) for size in [(90, 31), (28, 28), (33, 120)]]
+    files = [ImageFile.read(file_of(image)) for image in pictures]
+    asked = [("one <image> here", [0]), ("<image><image> and <image>", [1, 2, 0]), ("none at all", [])]
+    results = run_images(engine, [(prompt, [files[index] for index in chosen]) for prompt, chosen in asked], GREEDY)
+    for (prompt, chosen), result in zip(asked, results, strict=True):
+        shown = [pictures[index] for index in chosen]
+        assert result.text == transformers_text(model, engine.tokenizer, prompt, shown)
 
 
 # -- through asyncio ---------------------------------------------------------------------------------------------------

@@ -5,25 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from tinyserve.engine.tokenizer import Tokenizer
-
-
-@pytest.fixture(scope="module")
-def with_bos(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """A tokenizer that puts <s> before every text and </s> behind it."""
-    vocab = {"<s>": 0, "</s>": 1, "<unk>": 2, "hello": 3}
-    rust = RustTokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    rust.pre_tokenizer = pre_tokenizers.Whitespace()
-    rust.post_processor = processors.TemplateProcessing("<s> $A </s>", None, [("<s>", 0), ("</s>", 1)])
-    folder = tmp_path_factory.mktemp("with-bos")
-    PreTrainedTokenizerFast(
-        tokenizer_object=rust, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
-    return Tokenizer(folder)
 
 
 def test_special_tokens_in_the_text_are_recognised(tokenizer: Tokenizer) -> None:
@@ -62,6 +45,25 @@ def test_chat_template_ends_where_the_answer_begins(tokenizer: Tokenizer) -> Non
 def test_a_model_without_chat_template_says_so(with_bos: Tokenizer) -> None:
     with pytest.raises(ValueError, match="has no chat template"):
         with_bos.apply_chat_template([{"role": "user", "content": "Hi"}])
+
+
+IN_PARTS = (
+    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] + ' ' }}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "chat_template.json"])
+def test_templates_of_image_models_want_parts_and_may_stand_in_a_file_of_their_own(
+    smollm2: Path, tmp_path: Path, file: str
+) -> None:
+    shutil.copy(smollm2 / "tokenizer.json", tmp_path / "tokenizer.json")
+    text = IN_PARTS if file.endswith("jinja") else json.dumps({"chat_template": IN_PARTS})
+    (tmp_path / file).write_text(text)
+    messages = [{"role": "user", "content": "<image>\nWhat is this?"}]
+    assert Tokenizer(tmp_path).apply_chat_template(messages) == "USER: <image>\nWhat is this? ASSISTANT:"
 
 
 @pytest.mark.parametrize(

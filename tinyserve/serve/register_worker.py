@@ -1,4 +1,4 @@
-"""Tells a controller about a worker that does not register itself, with LLaVA's flags.
+"""Tells a controller about a worker that does not register itself, with LLaVA's and FastChat's flags.
 
     python -m tinyserve.serve.register_worker --controller-address http://localhost:21001 \\
         --worker-name http://localhost:21002 --check-heart-beat
@@ -13,14 +13,25 @@ import requests
 TIMEOUT_SECONDS = 30.0  # more than the controller's own limit for asking the worker
 
 
-def register(controller_address: str, worker_name: str, check_heart_beat: bool, token: str | None = None) -> None:
+def register(
+    controller_address: str,
+    worker_name: str,
+    check_heart_beat: bool,
+    token: str | None = None,
+    multimodal: bool = False,
+) -> None:
     """Has the controller ask the worker for its status and list it.
 
     Raises:
         RuntimeError: the controller cannot be reached or refused; the text says which and why.
     """
     url = controller_address.rstrip("/") + "/register_worker"
-    body = {"worker_name": worker_name, "check_heart_beat": check_heart_beat, "worker_status": None}
+    body = {
+        "worker_name": worker_name,
+        "check_heart_beat": check_heart_beat,
+        "worker_status": None,
+        "multimodal": multimodal,
+    }
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         response = requests.post(url, json=body, headers=headers, timeout=TIMEOUT_SECONDS)
@@ -38,12 +49,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--check-heart-beat", action="store_true", help="remove the worker when its heart beats stop; else it stays"
     )
+    parser.add_argument("--multimodal", action="store_true", help="the worker takes images")
     parser.add_argument(
         "--worker-token", default=os.environ.get("TINYSERVE_WORKER_TOKEN"), help="the controller's secret"
     )
     args = parser.parse_args(argv)
     try:
-        register(args.controller_address, args.worker_name, args.check_heart_beat, args.worker_token)
+        register(args.controller_address, args.worker_name, args.check_heart_beat, args.worker_token, args.multimodal)
     except RuntimeError as error:
         print(f"tinyserve register-worker: {error}", file=sys.stderr)
         return 1

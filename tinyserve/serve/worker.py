@@ -14,12 +14,11 @@ from typing import Any
 
 from tinyserve.config import EngineConfig, Precision
 from tinyserve.engine.generator import Generator, RequestError
-from tinyserve.engine.image_file import ImageFile
 from tinyserve.serve.admission import Admission
 from tinyserve.serve.answer import Answer
 from tinyserve.serve.chat_format import ChatFormat
-from tinyserve.serve.generate_params import GenerateParams, parse, with_stop
-from tinyserve.serve.image_input import check_number, read_images
+from tinyserve.serve.generate_params import parse
+from tinyserve.serve.request_reader import RequestReader
 from tinyserve.serve.samples import samples
 from tinyserve.serve.served_model import default_precision, load_generator, load_in, name_of
 from tinyserve.serve.wire import ErrorCode, error_record
@@ -28,7 +27,6 @@ from tinyserve.serve.worker_heartbeat import Heartbeat
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 1024  # requests beyond those that run; one more is told that the worker is overloaded
-MAX_CHARACTERS_PER_TOKEN = 32  # on average over a prompt; beyond it, not even runs of blanks fit the context
 
 
 class GenerationError(RuntimeError):
@@ -113,6 +111,7 @@ class ModelWorker:
         self.model_names = names or [name_of(model_path, precision)]
         render = generator.apply_chat_template if generator.has_chat_template else None
         self._chat_format = ChatFormat(self.model_names[0], render, conv_mode)
+        self._reader = RequestReader(generator, self.model_names, self._chat_format)
         self.speed = speed
         self.stream_interval = stream_interval
         self.call_count = 0
@@ -171,14 +170,12 @@ class ModelWorker:
             GenerationError: the engine gave up.
         """
         request = parse(params)
-        prompt = self._prompt(request)
-        images = await self._read_images(request.images)
-        sampling = request.sampling
-        if request.messages is not None:  # a client that builds prompts itself says where answers end
-            sampling = with_stop(sampling, self._chat_format.stop)
-        answers = [Answer(request, prompt, index, self.stream_interval) for index in range(request.n)]
-        generate = functools.partial(self.generator.generate, prompt, priority=request.priority, images=images)
-        async with aclosing(samples(generate, sampling, request.n)) as chunks:
+        question = await self._reader.read(request)
+        answers = [Answer(request, question.prompt, index, self.stream_interval) for index in range(request.n)]
+        generate = functools.partial(
+            self.generator.generate, question.prompt, priority=request.priority, images=question.images
+        )
+        async with aclosing(samples(generate, question.sampling, request.n)) as chunks:
             async for index, chunk in chunks:
                 if chunk.finish_reason in ("error", "abort"):
                     raise GenerationError(chunk.error or "the request was aborted")
@@ -213,49 +210,13 @@ class ModelWorker:
         return _iterate(self.stream_gate(params))
 
     async def count_tokens(self, prompt: str, images: Sequence[str] = ()) -> int:
-        """Raises RequestError when the prompt is far longer than the context, or an image cannot be used.
-
-        Args:
-            images: base64, one for each `<image>`; none: each counts as one of the vision tower's own size.
-        """
-        self._check_length(prompt)
-        check_number(images)
-        return await asyncio.to_thread(self.generator.count_tokens, prompt, await self._read_images(images))
+        """See RequestReader.count_tokens."""
+        return await self._reader.count_tokens(prompt, images)
 
     async def close(self) -> None:
         """Ends the heartbeats and the generator."""
         self._heartbeat.stop()
         await self.generator.close()
-
-    def _prompt(self, request: GenerateParams) -> str:
-        if request.model is not None and request.model not in self.model_names:
-            served = ", ".join(self.model_names)
-            raise RequestError(ErrorCode.INVALID_MODEL, f"model {request.model!r} is not served here; this is {served}")
-        if request.messages is not None:
-            self._check_length("".join(message["content"] for message in request.messages))
-            try:
-                return self._chat_format.prompt(request.messages)
-            except Exception as error:  # a template is a program that raises what it likes about the conversation
-                raise RequestError(ErrorCode.VALIDATION, f"messages: {error}") from error
-        assert request.prompt is not None
-        self._check_length(request.prompt)
-        return request.prompt
-
-    async def _read_images(self, images: Sequence[str]) -> list[ImageFile]:
-        if not images:
-            return []
-        if not self.generator.takes_images:
-            raise RequestError(ErrorCode.VALIDATION, f"images: this model reads text only, got {len(images)} images")
-        return await asyncio.to_thread(read_images, images)
-
-    def _check_length(self, text: str) -> None:
-        """Refuses what cannot fit before it costs the time to tokenize it."""
-        limit = MAX_CHARACTERS_PER_TOKEN * self.context_length
-        if len(text) > limit:
-            raise RequestError(
-                ErrorCode.CONTEXT_OVERFLOW,
-                f"the prompt has {len(text)} characters; {self.context_length} tokens hold at most {limit}",
-            )
 
     def _queue_changed(self) -> None:
         if self._registers:

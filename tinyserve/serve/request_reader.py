@@ -1,0 +1,80 @@
+"""From a client's checked fields to what the generator is asked: the prompt, its images, the settings.
+
+Here a conversation becomes a prompt and base64 becomes files, and what this model cannot serve is refused before it
+costs anything. It knows no records and no queue.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tinyserve.config import SamplingParams
+from tinyserve.engine.generator import Generator, RequestError
+from tinyserve.engine.image_file import ImageFile
+from tinyserve.serve.chat_format import ChatFormat
+from tinyserve.serve.generate_params import GenerateParams, with_stop
+from tinyserve.serve.image_input import check_number, read_images
+from tinyserve.serve.wire import ErrorCode
+
+MAX_CHARACTERS_PER_TOKEN = 32  # on average over a prompt; beyond it, not even runs of blanks fit the context
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the generator is asked."""
+
+    prompt: str
+    images: Sequence[ImageFile]  # one for each <image> of the prompt
+    sampling: SamplingParams
+
+
+class RequestReader:
+    """Args: generator; model_names it is served under; chat_format of its conversations."""
+
+    def __init__(self, generator: Generator, model_names: Sequence[str], chat_format: ChatFormat) -> None:
+        self._generator = generator
+        self._model_names = model_names
+        self._chat_format = chat_format
+
+    async def read(self, request: GenerateParams) -> Question:
+        """Raises RequestError when this model cannot serve it."""
+        if request.model is not None and request.model not in self._model_names:
+            served = ", ".join(self._model_names)
+            raise RequestError(ErrorCode.INVALID_MODEL, f"model {request.model!r} is not served here; this is {served}")
+        if request.messages is None:
+            assert request.prompt is not None
+            self._check_length(request.prompt)  # whoever builds prompts also says where answers end
+            return Question(request.prompt, await self._files(request.images), request.sampling)
+        self._check_length("".join(message["content"] for message in request.messages))
+        try:
+            prompt = self._chat_format.prompt(request.messages)
+        except Exception as error:  # a template is a program that raises what it likes about the conversation
+            raise RequestError(ErrorCode.VALIDATION, f"messages: {error}") from error
+        sampling = with_stop(request.sampling, self._chat_format.stop)
+        return Question(prompt, await self._files(request.images), sampling)
+
+    async def count_tokens(self, prompt: str, images: Sequence[str] = ()) -> int:
+        """Raises RequestError when the prompt is far longer than the context, or an image cannot be used.
+
+        Args:
+            images: base64, one for each `<image>`; none: each counts as one of the vision tower's own size.
+        """
+        self._check_length(prompt)
+        check_number(images)
+        return await asyncio.to_thread(self._generator.count_tokens, prompt, await self._files(images))
+
+    async def _files(self, images: Sequence[str]) -> list[ImageFile]:
+        if not images:
+            return []
+        if not self._generator.takes_images:
+            raise RequestError(ErrorCode.VALIDATION, f"images: this model reads text only, got {len(images)} images")
+        return await asyncio.to_thread(read_images, images)
+
+    def _check_length(self, text: str) -> None:
+        """Refuses what cannot fit before it costs the time to tokenize it."""
+        limit = MAX_CHARACTERS_PER_TOKEN * self._generator.context_length
+        if len(text) > limit:
+            raise RequestError(
+                ErrorCode.CONTEXT_OVERFLOW,
+                f"the prompt has {len(text)} characters; {self._generator.context_length} tokens hold at most {limit}",
+            )
