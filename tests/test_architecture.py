@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent
 
 # A layer may import those to its right and itself. Every one may import config; models and layers also awq's formats
 # and quantize, which say what a checkpoint holds.
-LAYERS = ["__main__", "demo", "serve", "engine", "models", "layers", "ops", "fallback"]
+LAYERS = ["__main__", "demo", "serve", "engine", "models", "layers", "ops", "fallback", "fallback_checks"]
 AWQ_FOR_LOADERS = {"awq.formats", "awq.quantize"}
 
 

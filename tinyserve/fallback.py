@@ -10,7 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+from tinyserve.fallback_checks import (
+    check_attention,
+    check_caches,
+    check_codes,
+    check_float,
+    check_int32,
+    check_range,
+    check_rows,
+    check_same_dtype,
+)
 
 
 def w4a16_pack(codes: Tensor, scales: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,7 +36,7 @@ def w4a16_pack(codes: Tensor, scales: Tensor, zeros: Tensor) -> tuple[Tensor, Te
     Raises:
         ValueError: a shape or dtype does not fit.
     """
-    _check_codes(codes, scales, zeros)
+    check_codes(codes, scales, zeros)
     qweight = codes[:, 0::2] | (codes[:, 1::2] << 4)
     return qweight, torch.stack([scales.float(), zeros.float()], dim=-1)
 
@@ -42,7 +51,7 @@ def w4a16_dequantize(qweight: Tensor, qparams: Tensor) -> Tensor:
 
 def w4a16_gemm(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int) -> Tensor:
     """x [M, K] times the packed weight [n, K] transposed, plus bias [n] -> [M, n] in x's dtype."""
-    _check_rows("x", x, 2 * qweight.shape[1])
+    check_rows("x", x, 2 * qweight.shape[1])
     if qweight.shape[0] != n:
         raise ValueError(f"qweight must have {n} rows, got {list(qweight.shape)}")
     y = F.linear(x.float(), w4a16_dequantize(qweight, qparams), None if bias is None else bias.float())
@@ -56,7 +65,7 @@ def w4a16_gemv(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None,
 
 def w4a8_linear(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int) -> Tensor:
     """As w4a16_gemm, with x rounded to int8 in groups of 64 (of 32 where the weight's groups ask for it)."""
-    _check_rows("x", x, 2 * qweight.shape[1])
+    check_rows("x", x, 2 * qweight.shape[1])
     group_size = x.shape[1] // qparams.shape[1]
     rounded = _round_rows(x, 64 if group_size % 64 == 0 else 32)[0]
     return w4a16_gemm(rounded, qweight, qparams, bias, n).to(x.dtype)
@@ -73,7 +82,7 @@ def w8_pack(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def w8a8_linear(x: Tensor, qweight: Tensor, scales: Tensor, bias: Tensor | None, n: int) -> Tensor:
     """x [M, K] rounded like the weight, times the 8-bit weight [n, K] transposed, plus bias [n] -> [M, n]."""
-    _check_rows("x", x, qweight.shape[1])
+    check_rows("x", x, qweight.shape[1])
     group = x.shape[1] // scales.shape[1]
     weight = qweight.float() * scales.repeat_interleave(group, 1)
     y = F.linear(_round_rows(x, group)[0], weight, None if bias is None else bias.float())
@@ -90,8 +99,8 @@ def _round_rows(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [M, K] times weight [N, K] transposed, plus bias [N] -> [M, N]; one dtype for all."""
-    _check_rows("x", x, weight.shape[1])
-    _check_same_dtype("weight", weight, x)
+    check_rows("x", x, weight.shape[1])
+    check_same_dtype("weight", weight, x)
     if x.is_cuda:  # cuBLAS sums 16-bit products in fp32 itself
         return F.linear(x, weight, bias)
     return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
@@ -99,12 +108,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
     """x [T, C] over its root mean square, times weight [C]; with residual [T, C], adds x to it in place, norms that."""
-    _check_rows("x", x, weight.shape[0])
-    _check_same_dtype("weight", weight, x)
+    check_rows("x", x, weight.shape[0])
+    check_same_dtype("weight", weight, x)
     if residual is not None:
         if residual.shape != x.shape:
             raise ValueError(f"residual must be {list(x.shape)}, got {list(residual.shape)}")
-        _check_same_dtype("residual", residual, x)
+        check_same_dtype("residual", residual, x)
         x = residual.add_(x)
     rows = x.float()
     scale = torch.rsqrt(rows.square().mean(dim=-1, keepdim=True) + eps)
@@ -113,7 +122,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = No
 
 def silu_mul(gate_up: Tensor) -> Tensor:
     """gate_up [T, 2*I] -> silu(first half) * second half, [T, I]."""
-    _check_float("gate_up", gate_up)
+    check_float("gate_up", gate_up)
     if gate_up.dim() != 2 or gate_up.shape[1] % 2:
         raise ValueError(f"gate_up must be [T, 2*I], got {list(gate_up.shape)}")
     gate, up = gate_up.float().chunk(2, dim=-1)
@@ -151,16 +160,16 @@ def rope_kv_write(
         ValueError: a shape, dtype, position or slot does not fit.
     """
     tokens = qkv.shape[0]
-    num_blocks, kv_heads, block_size, head_dim = _check_caches(k_cache, v_cache, k_scales, v_scales, qkv)
-    _check_rows("qkv", qkv, (num_heads + 2 * kv_heads) * head_dim)
-    _check_int32("positions", positions, [tokens])
-    _check_int32("slots", slots, [tokens])
+    num_blocks, kv_heads, block_size, head_dim = check_caches(k_cache, v_cache, k_scales, v_scales, qkv)
+    check_rows("qkv", qkv, (num_heads + 2 * kv_heads) * head_dim)
+    check_int32("positions", positions, [tokens])
+    check_int32("slots", slots, [tokens])
     num_positions, rotary_dim = cos_sin.shape
     if rotary_dim % 2 or rotary_dim > head_dim or cos_sin.dtype != torch.float32:
         expected = f"float32 [P, R], R even and at most {head_dim}"
         raise ValueError(f"cos_sin must be {expected}, got {cos_sin.dtype} {list(cos_sin.shape)}")
-    _check_range("positions", positions, 0, num_positions)
-    _check_range("slots", slots, -1, num_blocks * block_size)
+    check_range("positions", positions, 0, num_positions)
+    check_range("slots", slots, -1, num_blocks * block_size)
 
     q, k, v = qkv.view(tokens, -1, head_dim).split([num_heads, kv_heads, kv_heads], dim=1)
     cos, sin = cos_sin[positions.long()].unsqueeze(1).chunk(2, dim=-1)  # [T, 1, R/2]
@@ -206,8 +215,8 @@ def paged_attention(
     Raises:
         ValueError: a shape or dtype does not fit, or the tables lead outside the cache.
     """
-    _check_caches(k_cache, v_cache, k_scales, v_scales, q)
-    lengths = _check_attention(q, k_cache, block_tables, query_starts, context_lens)
+    check_caches(k_cache, v_cache, k_scales, v_scales, q)
+    lengths = check_attention(q, k_cache, block_tables, query_starts, context_lens)
     _, kv_heads, block_size, head_dim = k_cache.shape
     out = torch.empty_like(q)
     for request, (first, last, context_len) in enumerate(lengths):
@@ -247,96 +256,3 @@ def _in_floats(cache: Tensor, scales: Tensor | None, blocks: Tensor) -> Tensor:
     """Some blocks of a cache, [blocks, Hkv, S, D] in fp32."""
     values = cache[blocks].float()
     return values if scales is None else values * scales[blocks][..., None]
-
-
-def _check_float(name: str, t: Tensor) -> None:
-    if t.dtype not in FLOATS:
-        raise ValueError(f"{name} must be float16, bfloat16 or float32, got {t.dtype}")
-
-
-def _check_same_dtype(name: str, t: Tensor, x: Tensor) -> None:
-    if t.dtype != x.dtype:
-        raise ValueError(f"{name} must be {x.dtype}, got {t.dtype}")
-
-
-def _check_rows(name: str, t: Tensor, width: int) -> None:
-    _check_float(name, t)
-    if t.dim() != 2 or t.shape[1] != width:
-        raise ValueError(f"{name} must be [{t.shape[0] if t.dim() else 'rows'}, {width}], got {list(t.shape)}")
-
-
-def _check_int32(name: str, t: Tensor, shape: list[int]) -> None:
-    if t.dtype != torch.int32:
-        raise ValueError(f"{name} must be torch.int32, got {t.dtype}")
-    if list(t.shape) != shape:
-        raise ValueError(f"{name} must be {shape}, got {list(t.shape)}")
-
-
-def _check_range(name: str, t: Tensor, low: int, end: int) -> None:
-    wrong = t[(t < low) | (t >= end)]
-    if wrong.numel():
-        raise ValueError(f"{name} must be in {low}..{end - 1}, got {int(wrong[0])}")
-
-
-def _check_codes(codes: Tensor, scales: Tensor, zeros: Tensor) -> None:
-    _check_float("scales", scales)
-    if codes.dtype != torch.uint8 or codes.dim() != 2:
-        raise ValueError(f"codes must be uint8 [N, K], got {codes.dtype} {list(codes.shape)}")
-    n, k = codes.shape
-    groups = scales.shape[-1]
-    if scales.shape != (n, groups) or groups == 0 or k % groups or k % 2:
-        raise ValueError(f"scales must be [{n}, K/G] with G dividing K={k}, got {list(scales.shape)}")
-    if zeros.dtype != torch.uint8 or zeros.shape != scales.shape:
-        raise ValueError(f"zeros must be uint8 {list(scales.shape)}, got {zeros.dtype} {list(zeros.shape)}")
-
-
-def _check_caches(
-    k_cache: Tensor, v_cache: Tensor, k_scales: Tensor | None, v_scales: Tensor | None, like: Tensor
-) -> tuple[int, int, int, int]:
-    """The sizes of a cache, which is of the dtype of the activations `like`, or int8 with scales."""
-    _check_float("activations", like)
-    if (k_scales is None) != (v_scales is None):
-        raise ValueError("k_scales and v_scales must come together")
-    dtype = like.dtype if k_scales is None else torch.int8
-    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        if cache.dtype != dtype:
-            raise ValueError(f"{name} must be {dtype}, got {cache.dtype}")
-    for name, scales in (("k_scales", k_scales), ("v_scales", v_scales)):
-        if scales is not None and (scales.dtype != torch.float32 or scales.shape != k_cache.shape[:3]):
-            expected = f"torch.float32 {list(k_cache.shape[:3])}"
-            raise ValueError(f"{name} must be {expected}, got {scales.dtype} {list(scales.shape)}")
-    if k_cache.dim() != 4:
-        raise ValueError(f"k_cache must be [blocks, Hkv, S, D], got {list(k_cache.shape)}")
-    if v_cache.shape != k_cache.shape:
-        raise ValueError(f"v_cache must be {list(k_cache.shape)}, got {list(v_cache.shape)}")
-    num_blocks, kv_heads, block_size, head_dim = k_cache.shape
-    return num_blocks, kv_heads, block_size, head_dim
-
-
-def _check_attention(
-    q: Tensor, k_cache: Tensor, block_tables: Tensor, query_starts: Tensor, context_lens: Tensor
-) -> list[tuple[int, int, int]]:
-    """Each request's first query row, the row after its last and its context length, once all of them are sound."""
-    num_blocks, kv_heads, block_size, head_dim = k_cache.shape
-    if q.dim() != 3 or q.shape[2] != head_dim or q.shape[1] % kv_heads:
-        raise ValueError(f"q must be [T, H, {head_dim}] with H a multiple of {kv_heads}, got {list(q.shape)}")
-    batch = context_lens.shape[0]
-    max_blocks = block_tables.shape[-1]
-    _check_int32("context_lens", context_lens, [batch])
-    _check_int32("block_tables", block_tables, [batch, max_blocks])
-    _check_int32("query_starts", query_starts, [batch + 1])
-    starts, contexts = query_starts.tolist(), context_lens.tolist()
-    if starts[0] != 0 or starts[-1] != q.shape[0]:
-        raise ValueError(f"query_starts must run from 0 to T={q.shape[0]}, got {starts[0]}..{starts[-1]}")
-    for request, context_len in enumerate(contexts):
-        query_len = starts[request + 1] - starts[request]
-        if query_len < 0:
-            raise ValueError(f"query_starts must not fall, got {starts[request]} then {starts[request + 1]}")
-        if not query_len <= context_len <= max_blocks * block_size:
-            allowed = f"{query_len}..{max_blocks * block_size}"
-            raise ValueError(f"context_lens[{request}] must be in {allowed}, got {context_len}")
-        if query_len:
-            _check_range(
-                f"block_tables[{request}]", block_tables[request, : -(-context_len // block_size)], 0, num_blocks
-            )
-    return list(zip(starts[:-1], starts[1:], contexts, strict=True))
