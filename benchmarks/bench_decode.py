@@ -1,6 +1,7 @@
 """Prefill and decode tokens per second of one model, beside what the machine's memory and arithmetic allow.
 
     python -m benchmarks.bench_decode MODEL [--precision W16A16] [--cpu-compute exact] [--batches 1 4 16] [--prompt 512]
+    python -m benchmarks.bench_decode MODEL --peer PYTHON MODEL.gguf     llama.cpp too, in turn, on as many threads
 
 The engine runs alone, without HTTP, on random prompts. The limits are measured first, on the same threads: a decode
 step has to read every weight once and the keys and values of every request, so its limit is bytes over read
@@ -8,11 +9,13 @@ bandwidth; prefill's is multiplications over what the machine's own fp32 matrix 
 """
 
 import argparse
+import json
 import math
 import random
 import statistics
+import subprocess
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from tinyserve.models.loader import load_model
 
 BANDWIDTH_ELEMENTS = 1 << 27  # fp32: 512 MB, far beyond any cache
 INT8_RATE = 4  # products of bytes in the place of one of fp32
+PEER = Path(__file__).parent / "peer_llamacpp.py"
 PEAK_SIZE = 1024  # rows, columns and depth of the matrix product
 
 
@@ -118,6 +122,32 @@ def _run(engine: Engine, batch: int, prompt: int, new: int, seed: int) -> tuple[
     return prefill, steps
 
 
+def measure_peer(ours: Measurement, args: argparse.Namespace) -> Measurement:
+    """The same batch by llama.cpp; its bytes are not known, and stand as ours."""
+    python, gguf = args.peer
+    numbers = {"batch": ours.batch, "prompt": args.prompt, "new": args.new, "repeats": args.repeats}
+    settings = json.dumps({**numbers, "threads": torch.get_num_threads()})
+    done = subprocess.run([python, PEER, gguf, settings], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{PEER.name} failed:\n{done.stderr[-2000:]}")
+    figures = json.loads(done.stdout.splitlines()[-1])
+    return replace(ours, prefill_s=figures["prefill_s"], decode_steps_s=figures["decode_steps_s"])
+
+
+def compare(ours: Measurement, peer: Measurement) -> dict[str, Any]:
+    """Prints the peer's figures and how many times as fast we are, by medians and by the best of both."""
+    figures = {
+        "prefill_tokens_per_s": peer.prefill_tokens_per_s,
+        "decode_tokens_per_s": peer.decode_tokens_per_s,
+        "prefill_ratio": ours.prefill_tokens_per_s / peer.prefill_tokens_per_s,
+        "decode_ratio": ours.decode_tokens_per_s / peer.decode_tokens_per_s,
+        "prefill_ratio_of_best": min(peer.prefill_s) / min(ours.prefill_s),
+        "decode_ratio_of_best": min(peer.decode_steps_s) / min(ours.decode_steps_s),
+    }
+    print("      llama.cpp: " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()), flush=True)
+    return {**figures, "prefill_s": peer.prefill_s, "decode_steps_s": peer.decode_steps_s}
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="model folder")
@@ -131,6 +161,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--new", type=int, default=64, help="tokens decoded for each request")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, help="default: torch's own choice")
+    parser.add_argument("--peer", nargs=2, metavar=("PYTHON", "GGUF"), help="one with llama-cpp-python, and its model")
     parser.add_argument("--name", default="decode", help="of the results file")
     return parser.parse_args()
 
@@ -195,6 +226,8 @@ def main() -> None:
             engine, model, batch, arguments.prompt, arguments.new, arguments.repeats, arguments.kv_cache_dtype
         )
         rows.append(report(result, limits, flops_per_token))
+        if arguments.peer:
+            rows[-1]["llama.cpp"] = compare(result, measure_peer(result, arguments))
     results = {"machine": describe(), "build": ops.build_info(), "settings": settings}
     path = write_results(arguments.name, results | {"limits": asdict(limits), "batches": rows})
     print(f"written to {path}")
