@@ -71,6 +71,8 @@ class BitsAndBytesLinear:
         else:
             module = nn.Linear4bit(k, n, bias=False, device="meta")
             module.quant_state = parameter.quant_state
+            if k % parameter.quant_state.blocksize:  # its CPU layout needs whole blocks in every row
+                module.support_avx512bf16_for_cpu = False
         module.weight = parameter
         return cls(module.eval(), n, n * k, bias)
 
@@ -79,10 +81,22 @@ class BitsAndBytesLinear:
         """Of the codes; their scales are a fraction."""
         return self.module.weight.numel() * self.module.weight.element_size()
 
+    def dequantized(self) -> Tensor:
+        """What the codes stand for, [N, K]; only before the first product, which may lay the codes out anew."""
+        weight, functional = self.module.weight, _library().functional
+        if self._is_8bit:
+            return functional.int8_vectorwise_dequant(weight.data, weight.SCB)
+        return functional.dequantize_4bit(weight.data, weight.quant_state)
+
+    @property
+    def _is_8bit(self) -> bool:
+        return self.module.weight.dtype == torch.int8
+
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, K] -> [T, N]."""
-        is_8bit = self.module.weight.dtype == torch.int8
-        out = self.module(x.half() if is_8bit else x).to(x.dtype)  # bitsandbytes would cast too, and log it each time
+        out = self.module(x.half() if self._is_8bit else x).to(
+            x.dtype
+        )  # bitsandbytes would cast too, and log it each time
         return out if self.bias is None else out + self.bias
 
 

@@ -135,7 +135,7 @@ class LlavaModel(LlamaModel):
     def __init__(self, config: LlavaConfig, weights: WeightReader, num_positions: int) -> None:
         # LLaVA's code adds tokens for images to a vocabulary without always saying so in the configuration.
         vocab_size = weights.num_rows("model.embed_tokens.weight")
-        self._images = LlavaImages(config, weights)
+        self._images = LlavaImages(config, weights.as_stored())
         self.image_spec = self._images.image_spec
         super().__init__(replace(config.text, vocab_size=vocab_size), weights, num_positions)
 

@@ -14,14 +14,9 @@ from tqdm import tqdm
 from awq.formats import Checkpoint
 from awq.quantize import QuantizedTensor, dequantize
 from tinyserve.config import LoadIn
-from tinyserve.layers.bitsandbytes_linear import (
-    QUANT_STATES,
-    STORED_4BIT,
-    STORED_8BIT,
-    BitsAndBytesLinear,
-    SideBySide,
-)
+from tinyserve.layers.bitsandbytes_linear import BitsAndBytesLinear, SideBySide
 from tinyserve.layers.linear import Linear, LinearLayer, W4A8Linear, W4A16Linear, W8A8Linear
+from tinyserve.models import bitsandbytes_stored
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +46,10 @@ class WeightReader:
         self._rounded = rounded
         self._load_in = load_in
 
+    def as_stored(self) -> "WeightReader":
+        """The same without quantizing anything: for parts that stay in 16 bits."""
+        return WeightReader(self._checkpoint, self.dtype, self.device, self._rounded)
+
     def progress(self, num_layers: int) -> Iterator[int]:
         """The layers' indices, with a bar on a terminal."""
         return iter(tqdm(range(num_layers), desc="loading", unit="layer", disable=None, leave=False))
@@ -75,6 +74,10 @@ class WeightReader:
             ValueError: it is missing, or its shape is not `shape`.
         """
         self._require(name)
+        module, _, last = name.rpartition(".")
+        if last == "weight" and len(shape) == 2 and bitsandbytes_stored.holds(self._checkpoint, module):
+            layer = bitsandbytes_stored.read(self._checkpoint, module, (shape[0], shape[1]), self.device)
+            return layer.dequantized().to(self.dtype)
         tensor = self._checkpoint.tensor(name)
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must have the shape {list(shape)} by config.json, got {list(tensor.shape)}")
@@ -103,7 +106,7 @@ class WeightReader:
         return layer
 
     def _linear(self, rows: Mapping[str, int], in_features: int, load_in: LoadIn | None) -> LinearLayer:
-        if load_in or any(self._in_bitsandbytes(name) for name in rows):
+        if load_in or any(bitsandbytes_stored.holds(self._checkpoint, name) for name in rows):
             layers = [self._bitsandbytes(name, n, in_features, load_in) for name, n in rows.items()]
             return layers[0] if len(layers) == 1 else SideBySide(layers)
         bias = self._bias(rows)
@@ -142,29 +145,13 @@ class WeightReader:
             quantized.config,
         )
 
-    def _in_bitsandbytes(self, module: str) -> bool:
-        return any(self._checkpoint.has(f"{module}.{name}") for name in (*QUANT_STATES, *STORED_8BIT[1:]))
-
     def _bitsandbytes(self, module: str, n: int, k: int, load_in: LoadIn | None) -> LinearLayer:
         """The module as bitsandbytes has stored it, else quantized now; in 16 bits where the checkpoint left it so."""
         bias = self._bias({module: n})
-        if not self._in_bitsandbytes(module):
-            weight = self.tensor(f"{module}.weight", (n, k))
-            return BitsAndBytesLinear.quantize(weight, load_in, self.device, bias) if load_in else Linear(weight, bias)
-        stored = {
-            name: self._checkpoint.tensor(f"{module}.{name}")
-            for name in dict.fromkeys((*STORED_8BIT, *STORED_4BIT, *QUANT_STATES))
-            if self._checkpoint.has(f"{module}.{name}")
-        }
-        try:
-            make = BitsAndBytesLinear.stored_8bit if "SCB" in stored else BitsAndBytesLinear.stored_4bit
-            layer = make(stored, self.device, bias)
-        except (KeyError, RuntimeError, ValueError) as error:  # bitsandbytes' own, for parts that do not fit
-            raise ValueError(f"{module}: not what bitsandbytes stores: {error}") from error
-        if (layer.out_features, layer.num_weights) != (n, n * k):
-            came = [layer.out_features, layer.num_weights // layer.out_features]
-            raise ValueError(f"{module} must be {[n, k]} by config.json, got {came}")
-        return layer
+        if bitsandbytes_stored.holds(self._checkpoint, module):
+            return bitsandbytes_stored.read(self._checkpoint, module, (n, k), self.device, bias)
+        weight = self.tensor(f"{module}.weight", (n, k))
+        return BitsAndBytesLinear.quantize(weight, load_in, self.device, bias) if load_in else Linear(weight, bias)
 
     def _bias(self, rows: Mapping[str, int]) -> Tensor | None:
         if not any(self._checkpoint.has(f"{name}.bias") for name in rows):
