@@ -21,7 +21,7 @@ from benchmarks import load
 from benchmarks.endpoints import ENDPOINTS
 from benchmarks.image_requests import PARTS, image_requests
 from benchmarks.servers import wait_until
-from tinyserve.serve import cli
+from tinyserve.serve import cli, register_worker
 
 MODEL = "llava-v1.5-tiny"
 ONE, OTHER = (file_of(picture("RGB", *size)) for size in [(60, 40), (33, 70)])
@@ -172,7 +172,17 @@ def test_tokens_are_counted(worker: Member) -> None:
 
 
 def test_the_controller_is_told_that_it_takes_images(fleet: tuple[Member, Member]) -> None:
-    assert fleet[0].post("/list_multimodal_models").json()["models"] == [MODEL]
+    controller, worker = fleet
+
+    def models() -> Any:
+        return controller.post("/list_multimodal_models").json()["models"]
+
+    assert models() == [MODEL]
+    flags = ["--controller-address", controller.url, "--worker-name", worker.url, "--check-heart-beat"]
+    assert register_worker.main(flags) == 0  # for a worker that does not say so itself
+    assert models() == []
+    assert register_worker.main([*flags, "--multimodal"]) == 0
+    assert models() == [MODEL]
 
 
 @pytest.mark.parametrize(
