@@ -5,7 +5,9 @@ costs anything. It knows no records and no queue.
 """
 
 import asyncio
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tinyserve.config import SamplingParams
@@ -17,6 +19,7 @@ from tinyserve.serve.image_input import check_number, read_images
 from tinyserve.serve.wire import ErrorCode
 
 MAX_CHARACTERS_PER_TOKEN = 32  # on average over a prompt; beyond it, not even runs of blanks fit the context
+MAX_HELD_BYTES = 1 << 30  # of the image files of all open requests
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,21 @@ class Question:
 
 
 class RequestReader:
-    """Args: generator; model_names it is served under; chat_format of its conversations."""
+    """Args: generator; model_names it is served under; chat_format of its conversations; max_held_bytes, see `held`."""
 
-    def __init__(self, generator: Generator, model_names: Sequence[str], chat_format: ChatFormat) -> None:
+    def __init__(
+        self,
+        generator: Generator,
+        model_names: Sequence[str],
+        chat_format: ChatFormat,
+        max_held_bytes: int = MAX_HELD_BYTES,
+    ) -> None:
         self._generator = generator
         self._model_names = model_names
         self._chat_format = chat_format
+        self._max_held_bytes = max_held_bytes
+        self._held_bytes = 0
+        self._lock = threading.Lock()  # requests may come from several event loops
 
     async def read(self, request: GenerateParams) -> Question:
         """Raises RequestError when this model cannot serve it."""
@@ -52,6 +64,25 @@ class RequestReader:
             raise RequestError(ErrorCode.VALIDATION, f"messages: {error}") from error
         sampling = with_stop(request.sampling, self._chat_format.stop)
         return Question(prompt, await self._files(request.images), sampling)
+
+    @contextmanager
+    def held(self, question: Question) -> Iterator[None]:
+        """Counts the image files of a request while it is open.
+
+        Raises:
+            RequestError: 42903 when those of all open requests would exceed the limit; a request alone never does.
+        """
+        size = sum(len(image.data) for image in question.images)
+        with self._lock:
+            if size and self._held_bytes and self._held_bytes + size > self._max_held_bytes:
+                message = f"overloaded: the images of open requests take {self._held_bytes} bytes; try again later"
+                raise RequestError(ErrorCode.OVERLOADED, message)
+            self._held_bytes += size
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held_bytes -= size
 
     async def count_tokens(self, prompt: str, images: Sequence[str] = ()) -> int:
         """Raises RequestError when the prompt is far longer than the context, or an image cannot be used.

@@ -9,6 +9,7 @@ import functools
 import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,16 +172,19 @@ class ModelWorker:
         """
         request = parse(params)
         question = await self._reader.read(request)
+        del params  # as large as its images, which are decoded now
+        request = replace(request, images=())
         answers = [Answer(request, question.prompt, index, self.stream_interval) for index in range(request.n)]
         generate = functools.partial(
             self.generator.generate, question.prompt, priority=request.priority, images=question.images
         )
-        async with aclosing(samples(generate, question.sampling, request.n)) as chunks:
-            async for index, chunk in chunks:
-                if chunk.finish_reason in ("error", "abort"):
-                    raise GenerationError(chunk.error or "the request was aborted")
-                if answers[index].add(chunk):
-                    yield answers[index].record(chunk, sum(answer.num_tokens for answer in answers))
+        with self._reader.held(question):
+            async with aclosing(samples(generate, question.sampling, request.n)) as chunks:
+                async for index, chunk in chunks:
+                    if chunk.finish_reason in ("error", "abort"):
+                        raise GenerationError(chunk.error or "the request was aborted")
+                    if answers[index].add(chunk):
+                        yield answers[index].record(chunk, sum(answer.num_tokens for answer in answers))
 
     async def stream_gate(self, params: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
         """As `stream`, with every failure as a last record that has an error_code."""
@@ -194,8 +198,10 @@ class ModelWorker:
     async def serve(self, params: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
         """As `stream_gate`, within the concurrency limit."""
         self.call_count += 1
+        stream = self.stream(params)
+        del params
         try:
-            async with self.admission.permit(), aclosing(self.stream(params)) as records:
+            async with self.admission.permit(), aclosing(stream) as records:
                 async for record in records:
                     yield record
         except Exception as error:
