@@ -5,7 +5,7 @@ Where a block has several layers of one kind (experts), their mean is shown. The
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from statistics import fmean
 
@@ -36,19 +36,10 @@ def layers(figures: Sequence[LayerFigures]) -> list[str]:
 def errors(figures: Sequence[LayerFigures]) -> str:
     """Error of every layer before and after, a panel for each kind of layer."""
     axis = LogAxis.around((getattr(item, name) for item in figures for _, _, name in ERRORS), percent)
-    kinds = [by_kind(figures, attrgetter(name)) for _, _, name in ERRORS]
-    panels = [
-        panel(
-            kind,
-            [Series(name, style, values[kind]) for (style, name, _), values in zip(ERRORS, kinds, strict=True)],
-            axis,
-            last_block(figures),
-        )
-        for kind in kinds[0]
-    ]
+    lines = [(style, name) for style, name, _ in ERRORS]
+    drawn = panels(lines, [by_kind(figures, attrgetter(name)) for _, _, name in ERRORS], axis, last_block(figures))
     told = "Squared error of a layer's output over the calibration tokens, as a share of the output's energy; by block."
-    keys = legend([(style, name) for style, name, _ in ERRORS])
-    return f'<section><h2>Output error</h2><p>{told}</p>{keys}<div class="panels">{"".join(panels)}</div></section>'
+    return f"<section><h2>Output error</h2><p>{told}</p>{legend(lines)}{drawn}</section>"
 
 
 def worst(figures: Sequence[LayerFigures]) -> str:
@@ -89,7 +80,7 @@ def choices(figures: Sequence[LayerFigures]) -> str:
 
 def outliers(figures: Sequence[LayerFigures]) -> str:
     """How far the largest activations and weights lie above the median."""
-    body = ""
+    lines, body = [(style, label) for style, label, _ in SPREAD], ""
     for name, title in (
         ("activation_quantiles", "Activations: mean |x| of the input channels"),
         ("weight_quantiles", "Weights: |w|"),
@@ -99,18 +90,28 @@ def outliers(figures: Sequence[LayerFigures]) -> str:
             for at in (QUANTILES.index(share) for _, _, share in SPREAD)
         ]
         axis = LogAxis.around((value for kinds in values for row in kinds.values() for value in row.values()), short)
-        panels = [
-            panel(
-                kind,
-                [Series(label, style, kinds[kind]) for (style, label, _), kinds in zip(SPREAD, values, strict=True)],
-                axis,
-                last_block(figures),
-            )
-            for kind in values[0]
-        ]
-        body += f'<h3>{title}</h3><div class="panels">{"".join(panels)}</div>'
-    keys = legend([(style, label) for style, label, _ in SPREAD])
-    return f"<section><h2>Outliers</h2><p>What makes rounding hard, by block.</p>{keys}{body}</section>"
+        body += f"<h3>{title}</h3>{panels(lines, values, axis, last_block(figures))}"
+    return f"<section><h2>Outliers</h2><p>What makes rounding hard, by block.</p>{legend(lines)}{body}</section>"
+
+
+def panels(lines: Sequence[tuple[str, str]], values: Sequence[Mapping[str, ByBlock]], axis: LogAxis, end: int) -> str:
+    """A panel for each kind of layer.
+
+    Args:
+        lines: style and name of each line in a panel.
+        values: of each line, by kind of layer and block.
+        end: the last block.
+    """
+    drawn = [
+        panel(
+            kind,
+            [Series(name, style, line[kind]) for (style, name), line in zip(lines, values, strict=True)],
+            axis,
+            end,
+        )
+        for kind in values[0]
+    ]
+    return f'<div class="panels">{"".join(drawn)}</div>'
 
 
 def by_kind(figures: Sequence[LayerFigures], value: Callable[[LayerFigures], float]) -> dict[str, ByBlock]:

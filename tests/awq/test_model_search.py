@@ -16,7 +16,7 @@ import torch
 from awq import entry
 from awq.errors import UserError
 from awq.lazy_network import LazyNetwork
-from awq.model import ModelFolder, open_model
+from awq.model import ModelFolder
 from awq.model_search import search_model
 from awq.quantize import QuantConfig
 from awq.results import SearchResults
@@ -25,21 +25,6 @@ from awq.unfinished import UnfinishedSearch
 
 CONFIG = QuantConfig(4, 32)
 TOKENS = torch.randint(0, 256, (5, 48), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model.save(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture
-def model(folder: Path) -> ModelFolder:
-    return open_model(folder)
-
-
-@pytest.fixture
-def network(model: ModelFolder) -> LazyNetwork:
-    return LazyNetwork(model.path, model.skeleton, torch.float32)
 
 
 class Interrupted(Exception):

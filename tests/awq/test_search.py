@@ -20,21 +20,6 @@ from awq.search import BlockSearch, output_loss
 CONFIG = QuantConfig(4, 32)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model.save(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture
-def model(folder: Path) -> ModelFolder:
-    return open_model(folder)
-
-
-@pytest.fixture
-def network(model: ModelFolder) -> LazyNetwork:
-    return LazyNetwork(model.path, model.skeleton, torch.float32)
-
-
 @pytest.fixture
 def block(network: LazyNetwork) -> Iterator[nn.Module]:
     with network.block(0) as block:
