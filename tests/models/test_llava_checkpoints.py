@@ -112,6 +112,17 @@ def test_16_bit_checkpoints_run_in_their_own_dtype(tmp_path: Path, dtype: torch.
         assert (got - wanted).norm() / wanted.norm() < tolerance
 
 
+def test_a_processor_s_own_file(tmp_path: Path) -> None:
+    """transformers 5 writes the image processor's settings into that of the whole processor."""
+    reference = tiny_llava.make("llava")
+    folder = tiny_llava.save(reference, tmp_path)
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").unlink()
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": settings, "patch_size": 14}))
+    assert load(folder).image_spec.aspect_ratio == "pad"
+    check(reference, folder)
+
+
 def test_tokens_added_to_the_vocabulary(reference: Any, tmp_path: Path) -> None:
     model = tiny_llava.make("llava_next")
     model.resize_token_embeddings(323)

@@ -72,6 +72,7 @@ HUGGING_FACE: list[tuple[str, dict[str, Any], str]] = [
     ("vision_config", {"model_type": "siglip2_vision_model"}, "model_type must be one of clip_vision_model, siglip_"),
     ("vision_config", {"patch_size": "14"}, "patch_size"),
     ("vision_config", {"hidden_size": 33}, "transformers refuses it .*hidden size .33. is not a multiple"),
+    ("vision_config", {"hidden_act": "gelo"}, "vision_config: transformers refuses it: .*gelo"),
     ("vision_config", {"num_hidden_layers": 9}, r"no tensor vision_tower\.encoder\.layers\.3\."),
     ("vision_config", {"intermediate_size": 80}, r"fc1\.weight must have the shape \[80, 32\] by .*, got \[64, 32\]"),
 ]

@@ -61,9 +61,8 @@ def find_tower(model: Path, vision_config: object, name: object, in_checkpoint: 
         ValueError: what is named is nowhere here, or is no tower that can be run; names the field.
     """
     folder = None if in_checkpoint and vision_config is not None else _folder(model, name)
-    if folder is None or vision_config is not None:
-        config, where = vision_config, "config.json: vision_config"
-    else:
+    config, where = vision_config, "config.json: vision_config"
+    if config is None and folder is not None:
         config, where = read_json(folder / "config.json"), str(folder / "config.json")
     return TowerFiles(
         config=_tower_config(config, where),
@@ -98,7 +97,7 @@ def read_tower(files: TowerFiles, weights: WeightReader, layer: int, tile_tokens
     try:
         with init_empty_weights(include_buffers=False):  # buffers, the positions' numbers, are computed
             module: Any = model_class(model_class.config_class.from_dict(trimmed))
-    except ValueError as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"vision_config: transformers refuses it: {' '.join(str(error).split())}") from error
     module = getattr(module, "vision_model", module)  # older releases wrap the tower once more
     module.post_layernorm = nn.Identity()  # a hidden state is what comes before it
