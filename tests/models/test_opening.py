@@ -127,7 +127,7 @@ def quantized(half: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_contradictions_name_the_flag(base: Path, adapter: Path, quantized: Path, tmp_path: Path) -> None:
+def test_contradictions_name_the_flag(base: Path, half: Path, adapter: Path, quantized: Path, tmp_path: Path) -> None:
     def refused(message: str, model_path: Path, **options: Any) -> None:
         with pytest.raises(ValueError, match=message):
             load_model(model_path, **({"precision": "W16A16"} | options))
@@ -140,13 +140,14 @@ def test_contradictions_name_the_flag(base: Path, adapter: Path, quantized: Path
     refused(r"--model-base .*quantized is quantized \(awq\)", adapter, model_base=quantized)
     refused("--model-base: there is no folder .*nowhere", adapter, model_base=tmp_path / "nowhere")
     refused("--load-4bit quantizes 16-bit weights, but --model-path .*quantized is", quantized, load_in="4bit")
-    refused(
-        "--quant-path .*quantized holds all weights already: leave out --model-base",
-        adapter,
-        precision="W4A16",
-        model_base=base,
-        quant_path=quantized,
-    )
+    for model, options in ((adapter, {}), (adapter, {"model_base": base}), (half, {"model_base": base})):
+        refused(
+            "--quant-path .*quantized belongs to a whole model: .*, without --model-base",
+            model,
+            precision="W4A16",
+            quant_path=quantized,
+            **options,
+        )
     (tmp_path / "model").mkdir()
     torch.save({"model.mm_projector.weight": torch.zeros(2, 2)}, tmp_path / "model" / "mm_projector.bin")
     refused("model is a projector: give its language model as --model-base", tmp_path / "model")

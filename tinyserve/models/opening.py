@@ -39,6 +39,11 @@ def open_model(model_path: Path, model_base: Path | None = None, quant_path: Pat
         CheckpointError: a folder is not what the flags make of it (names the flag), or something in it is wrong.
     """
     adapter, projector = is_adapter(model_path), _is_projector(model_path)
+    if quant_path is not None and (adapter or projector or model_base is not None):
+        raise CheckpointError(
+            f"--quant-path {quant_path} belongs to a whole model: give that as --model-path (an adapter and its "
+            "base become one by tinyserve merge), without --model-base"
+        )
     if model_base is None:
         if adapter:
             base = read_json(model_path / lora.CONFIG_FILE).get("base_model_name_or_path")
@@ -46,8 +51,6 @@ def open_model(model_path: Path, model_base: Path | None = None, quant_path: Pat
         if projector:
             raise CheckpointError(f"--model-path {model_path} is a projector: give its language model as --model-base")
         return _open_whole(model_path, quant_path)
-    if quant_path is not None:
-        raise CheckpointError(f"--quant-path {quant_path} holds all weights already: leave out --model-base")
     base_config, weights = _open_base(model_base)
     if adapter:
         config = _config(model_path, base_config)
