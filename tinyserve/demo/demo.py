@@ -1,4 +1,4 @@
-"""The whole path on a small real model: quantize it, measure it, serve it, ask it and watch the answer arrive.
+"""The whole path on small real models: quantize, measure, serve, ask, and watch the answer arrive; then with pictures.
 
 Every step is the command a user would type, printed before it runs. This module decides their order and what is kept
 between two runs; it quantizes and serves nothing itself.
@@ -6,6 +6,7 @@ between two runs; it quantizes and serves nothing itself.
 
 import argparse
 import json
+import os
 import shlex
 import socket
 import subprocess
@@ -13,14 +14,19 @@ import sys
 import time
 from pathlib import Path
 
-from tinyserve.demo import smollm2
-from tinyserve.demo.question import Answer, ask
+from PIL import Image
+
+from tinyserve.demo import llava, smollm2
+from tinyserve.demo.half_blocks import can_show, half_blocks
+from tinyserve.demo.question import Answer, ask, wait_for_model
 
 GROUP_SIZE = 64  # 576 columns are no multiple of 128
 EVAL_WINDOWS_CHARACTERS = 38_000  # about four windows of 2048 tokens
 QUESTION = "What is the capital of France?"
 EXPECTED = "Paris"
+FEW_WINDOWS = ("--n_samples", "4")  # the second search need not take as long as the first
 START_SECONDS = 180
+PICTURE_COLUMNS = 24
 
 
 def run(*command: str) -> None:
@@ -47,16 +53,25 @@ def perplexity(name: str, folder: Path, text: Path, *arguments: str) -> float:
     return float(json.loads(result.read_text())["results"][str(text)]["perplexity"])
 
 
-def quantize(model: Path, folder: Path) -> Path:
+def quantize(model: Path, folder: Path, *search: str) -> Path:
     """AWQ search and 4-bit checkpoint of `model`; each is skipped when an earlier run has left it."""
     scales = folder / f"{model.name}-w4-g{GROUP_SIZE}.pt"
     quantized = folder / f"{model.name}-w4-g{GROUP_SIZE}-awq"
     settings = ["--model_path", str(model), "--w_bit", "4", "--q_group_size", str(GROUP_SIZE)]
     if not scales.is_file():
-        awq(*settings, "--run_awq", "--dump_awq", str(scales))
+        awq(*settings, "--run_awq", *search, "--dump_awq", str(scales))
     if not quantized.is_dir():
         awq(*settings, "--load_awq", str(scales), "--q_backend", "real", "--dump_quant", str(quantized))
     return quantized
+
+
+def merge(adapter: Path, base: Path, folder: Path) -> Path:
+    """The model that `adapter` makes of `base`; one that an earlier run has made is kept."""
+    merged = folder / f"{adapter.name}-{llava.version()}"
+    if not merged.is_dir():
+        paths = ("--model-path", str(adapter), "--model-base", str(base), str(merged))
+        run(sys.executable, "-m", "tinyserve", "merge", *paths)
+    return merged
 
 
 def measure(model: Path, quantized: Path, folder: Path) -> None:
@@ -79,31 +94,40 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_server(model: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """Starts controller and worker on free ports; returns the process and the controller's address."""
-    port, worker_port = free_port(), free_port()
-    command = (
-        sys.executable,
-        "-m",
-        "tinyserve",
-        "serve",
-        str(model),
-        "--port",
-        str(port),
-        "--worker-port",
-        str(worker_port),
-    )
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    command = (sys.executable, "-m", "tinyserve", *arguments)
     print(f"\n$ {shlex.join(shown(command))}", flush=True)
     # A session of its own, so that Ctrl-C reaches this process alone and the server is then stopped in order.
-    return subprocess.Popen(command, start_new_session=True), f"http://127.0.0.1:{port}"
+    return subprocess.Popen(command, start_new_session=True)
 
 
-def report(answer: Answer) -> bool:
+def stop(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        server.kill()
+
+
+def report(answer: Answer, expected: str) -> bool:
     print(
         f"\n\n{answer.num_tokens} tokens in {answer.records} records, first after {answer.first_seconds:.2f} s, "
         f"then {answer.tokens_per_second:.1f} tokens/s"
     )
-    return EXPECTED in answer.text and answer.records > 1
+    return expected in answer.text and answer.records > 1
+
+
+def ask_about_pictures(url: str, model: str) -> bool:
+    """Asks about each example picture; True if every answer names what is on it."""
+    right = []
+    for name, path in llava.examples().items():
+        print(f"\n> {path}")
+        if can_show(sys.stdout, os.environ):
+            with Image.open(path) as image:
+                print(half_blocks(image, PICTURE_COLUMNS))
+        print(f"> {llava.QUESTION}", flush=True)
+        right.append(report(ask(url, model, llava.QUESTION, [path]), name))
+    return all(right)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -120,23 +144,29 @@ def main(argv: list[str] | None = None) -> int:
     print("\n== how much was lost", flush=True)
     measure(model, quantized, folder)
     print("\n== serve it", flush=True)
-    server, url = start_server(quantized)
+    port, worker_port = free_port(), free_port()
+    url = f"http://127.0.0.1:{port}"
+    servers = [start("serve", str(quantized), "--port", str(port), "--worker-port", str(worker_port))]
     try:
+        text_model = wait_for_model(url, servers[0], START_SECONDS)
         print(f"\n> {QUESTION}", flush=True)
-        ok = report(ask(url, QUESTION, server, START_SECONDS))
+        ok = report(ask(url, text_model, QUESTION), EXPECTED)
+        print(f"\n== a model that sees: what {llava.FOLDER.name}/ adds to {smollm2.NAME}, in 4 bits too", flush=True)
+        seeing = quantize(merge(llava.FOLDER, model, folder), folder, *FEW_WINDOWS)
+        addresses = ("--port", str(free_port()), "--controller-address", url)
+        servers.append(start("worker", "--model-path", str(seeing), *addresses))
+        image_model = wait_for_model(url, servers[1], START_SECONDS, known=[text_model])
+        ok = ask_about_pictures(url, image_model) and ok
         print(f"{time.monotonic() - started:.0f} s in all", flush=True)
         if args.once:
             return 0 if ok else 1
         print(f"\nserving at {url} until Ctrl-C; ask it something: tinyserve chat --controller {url}", flush=True)
-        return server.wait()
+        return servers[0].wait()
     except KeyboardInterrupt:
         return 0
     finally:
-        server.terminate()
-        try:
-            server.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            server.kill()
+        for server in reversed(servers):
+            stop(server)
 
 
 if __name__ == "__main__":

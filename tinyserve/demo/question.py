@@ -1,8 +1,11 @@
 """Asks a served model one question over HTTP and prints the answer as it arrives; measures what a client sees."""
 
+import base64
 import subprocess
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import requests
 
@@ -27,8 +30,8 @@ class Answer:
         return (self.num_tokens - 1) / max(self.seconds - self.first_seconds, 1e-9)
 
 
-def wait_for_model(url: str, server: subprocess.Popen[bytes], seconds: float) -> str:
-    """Name of the first model that the controller lists.
+def wait_for_model(url: str, server: subprocess.Popen[bytes], seconds: float, known: Collection[str] = ()) -> str:
+    """Name of the first model that the controller lists and that is not yet known.
 
     Raises:
         SystemExit: the server ended, or no model came up in time.
@@ -39,19 +42,21 @@ def wait_for_model(url: str, server: subprocess.Popen[bytes], seconds: float) ->
             raise SystemExit(f"demo: the server ended with exit code {server.returncode}")
         try:
             models = requests.post(f"{url}/list_models", timeout=5).json()["models"]
-            if models:
-                return str(models[0])
         except requests.ConnectionError:
-            pass  # not listening yet
+            models = []  # not listening yet
+        for name in models:
+            if name not in known:
+                return str(name)
         time.sleep(0.2)
     raise SystemExit(f"demo: no model at {url} after {seconds:.0f} s")
 
 
-def ask(url: str, question: str, server: subprocess.Popen[bytes], start_seconds: float) -> Answer:
-    """Waits for a model behind the controller at `url`, streams one greedy answer from it, prints it while it comes."""
+def ask(url: str, model: str, question: str, images: Sequence[Path] = ()) -> Answer:
+    """Streams one greedy answer from a model behind the controller at `url` and prints it while it comes."""
     body = {
-        "model": wait_for_model(url, server, start_seconds),
-        "prompt": CHATML.format(SYSTEM, question),
+        "model": model,
+        "prompt": CHATML.format(SYSTEM, "<image>\n" * len(images) + question),
+        "images": [base64.b64encode(path.read_bytes()).decode() for path in images],
         "temperature": 0,
         "max_new_tokens": MAX_NEW_TOKENS,
         "echo": False,
