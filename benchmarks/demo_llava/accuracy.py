@@ -115,7 +115,7 @@ def ask(address: str, chat: Chat, picture: Picture) -> str:
 
 
 def measure(address: str, chat: Chat, pictures: Sequence[Picture]) -> dict[str, Any]:
-    """Share of right answers, and the wrong ones."""
+    """Share of right answers, how many have the object's name anywhere, and the wrong ones."""
     with ThreadPoolExecutor(CONCURRENCY) as pool:
         answers = list(pool.map(lambda picture: ask(address, chat, picture), pictures))
     wrong = [
@@ -124,7 +124,8 @@ def measure(address: str, chat: Chat, pictures: Sequence[Picture]) -> dict[str, 
         if answer.strip() != picture.answer
     ]
     right = len(pictures) - len(wrong)
-    return {"right": right, "accuracy": right / len(pictures), "wrong": wrong}
+    named = right + sum(miss["object"] in miss["answer"] for miss in wrong)
+    return {"right": right, "accuracy": right / len(pictures), "named": named, "wrong": wrong}
 
 
 def main() -> None:
@@ -152,7 +153,10 @@ def main() -> None:
             with served(flags.result()) as address:
                 row = {"precision": name, **measure(address, chat, pictures)}
             record["rows"].append(row)
-            print(f"{name:15} {row['right']:5} right  {100 * row['accuracy']:5.1f} %", flush=True)
+            print(
+                f"{name:15} {row['right']:5} right  {100 * row['accuracy']:6.2f} %  {row['named']:5} with the name",
+                flush=True,
+            )
     print(write_results("demo-llava", record, args.output))
 
 
