@@ -3,8 +3,6 @@
 It decides the list alone; how a name is drawn or asked about is none of its business.
 """
 
-import emoji
-
 NAMES = tuple(
     """
     cow face, tiger face, rabbit face, cat face, horse face, monkey face, dog face, pig face, frog, wolf, panda, fox,
@@ -42,8 +40,12 @@ def characters() -> list[str]:
     """The character of every name, in order, without the variation selector that text needs and a font does not.
 
     Raises:
-        ValueError: the installed package `emoji` knows no such name.
+        ValueError: the package `emoji` is not installed, or knows no such name.
     """
+    try:
+        import emoji
+    except ImportError as error:
+        raise ValueError("pictures of emoji need the package emoji: pip install 'tinyserve[train]'") from error
     known = {data["en"].strip(":").replace("_", " "): text for text, data in emoji.EMOJI_DATA.items() if "en" in data}
     known |= {
         data["en"].strip(":").replace("_", " "): text
