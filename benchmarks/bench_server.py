@@ -37,17 +37,20 @@ async def run_all(url: str, args: argparse.Namespace) -> dict[str, Any]:
             scenarios.checked(await client.run(Job(random_prompt(args.prompt, random_), 8)))
         if args.images:
             return {"images": await image_requests.image_requests(client, random_, args.images)}
-        closed = []
+        results: dict[str, Any] = {"closed": []}
         for concurrency in args.concurrency:
             served = await scenarios.closed(client, random_, concurrency, args.prompt, args.new)
-            closed.append({"concurrency": concurrency, **load.summary(served, args.max_ttft, args.max_tpot)})
-            show(f"closed, {concurrency} clients", closed[-1])
-        prefix = await scenarios.prefix_hits(client, random_)
-        stalled = await scenarios.stall(client, random_)
-        served = await scenarios.poisson(client, random_, args.rate, args.seconds, args.prompt, args.new)
-        opened = {"rate": args.rate, **load.summary(served, args.max_ttft, args.max_tpot)}
-        show(f"open, {args.rate:g} requests/s", opened)
-        return {"closed": closed, "prefix": prefix, "stall": stalled, "open": opened}
+            row = {"concurrency": concurrency, **load.summary(served, args.max_ttft, args.max_tpot)}
+            show(f"closed, {concurrency} clients", row)
+            results["closed"].append(row)
+        results["prefix"] = await scenarios.prefix_hits(client, random_)
+        if "stall" not in args.skip:
+            results["stall"] = await scenarios.stall(client, random_)
+        if "open" not in args.skip:
+            served = await scenarios.poisson(client, random_, args.rate, args.seconds, args.prompt, args.new)
+            results["open"] = {"rate": args.rate, **load.summary(served, args.max_ttft, args.max_tpot)}
+            show(f"open, {args.rate:g} requests/s", results["open"])
+        return results
 
 
 def show(what: str, row: dict[str, Any]) -> None:
@@ -65,7 +68,7 @@ def show(what: str, row: dict[str, Any]) -> None:
 
 def verdicts(results: dict[str, Any]) -> bool:
     """Prints each figure beside its aim; True when all are met."""
-    closed, prefix, stalled = results["closed"], results["prefix"], results["stall"]
+    closed, prefix = results["closed"], results["prefix"]
     most, one = (choose(closed, key=lambda row: row["concurrency"]) for choose in (max, min))
     lines = []
     if most is not one and most["requests"] and one["requests"]:
@@ -73,7 +76,9 @@ def verdicts(results: dict[str, Any]) -> bool:
         what = f"tokens/s at {most['concurrency']} streams over {one['concurrency']}"
         lines.append((what, gain, ">=", MIN_SPEEDUP))
     lines.append((f"TTFT of {prefix['prompt_tokens']} tokens over a prefix hit", prefix["gain"], ">=", MIN_PREFIX_GAIN))
-    lines.append(("ITL p99 beside a long prompt over the median without", stalled["stall"], "<=", MAX_STALL))
+    if "stall" in results:
+        stall = results["stall"]["stall"]
+        lines.append(("ITL p99 beside a long prompt over the median without", stall, "<=", MAX_STALL))
     for row in results.get("overhead", ()):
         what = f"Python ms per step, batch {row['batch']}, {row['sampling']}"
         lines.append((what, row["ms"], "<=", step_overhead.LIMITS_MS[row["batch"]]))
@@ -111,6 +116,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=20.0, help="of the open loop")
     parser.add_argument("--max-ttft", type=float, default=2.0, help="seconds; goodput counts what kept both limits")
     parser.add_argument("--max-tpot", type=float, default=0.1, help="seconds")
+    parser.add_argument("--skip", choices=["stall", "open"], nargs="+", default=[], help="of a serial server")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=Path, nargs="+", default=[], metavar="FILE", help="ask about these pictures")
     parser.add_argument("--results", help="name of the results file (server, with --images server-images)")

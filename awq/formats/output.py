@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from awq.formats.weights_folder import INDEX_FILE, WEIGHTS_FILE
 SHARD_BYTES = 1_000_000_000  # one shard is in memory at a time
 
 # What a model folder holds besides config.json and weights: tokenizer, processors, generation defaults, licenses, code.
+BESIDE_TOKENIZER = ("generation_config.json", "*processor_config.json", "LICENSE*", "NOTICE*")
 COMPANIONS = (
-    "generation_config.json",
+    *BESIDE_TOKENIZER,
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -33,9 +34,6 @@ COMPANIONS = (
     "*.model",
     "*.tiktoken",
     "chat_template*",
-    "*processor_config.json",
-    "LICENSE*",
-    "NOTICE*",
     "*.py",
 )
 
@@ -101,9 +99,9 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def copy_companions(source: Path, folder: Path) -> None:
+def copy_companions(source: Path, folder: Path, patterns: Sequence[str] = COMPANIONS) -> None:
     """Copies tokenizer, templates and the like, following links (a hub cache is made of them)."""
-    paths = {path for pattern in COMPANIONS for path in source.glob(pattern) if path.is_file()}
+    paths = {path for pattern in patterns for path in source.glob(pattern) if path.is_file()}
     for path in sorted(paths):
         shutil.copyfile(path, folder / path.name)
 

@@ -109,6 +109,19 @@ def test_who_exceeds_the_memory_waits_until_others_have_left(
     assert encoder.num_encoded == 4
 
 
+def test_who_leaves_the_queue_lets_those_behind_pass(
+    model: SeeingModel, make_encoder: Callable[..., ImageEncoder]
+) -> None:
+    encoder = make_encoder(3)
+    first = encoder.submit(IMAGES[:2])
+    assert len(first.embeddings.result(20)) == 2
+    large, small = encoder.submit(IMAGES[2:4]), encoder.submit([IMAGES[4]])
+    time.sleep(0.05)
+    assert not small.embeddings.done()
+    large.release()
+    assert len(small.embeddings.result(20)) == 1
+
+
 def test_a_request_that_alone_exceeds_the_memory_is_served_alone(
     model: SeeingModel, make_encoder: Callable[..., ImageEncoder]
 ) -> None:

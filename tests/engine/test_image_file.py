@@ -57,6 +57,14 @@ def test_broken_exif_is_ignored() -> None:
     assert ImageFile.read(data).decode().size == RGB.size
 
 
+@pytest.mark.parametrize("part", [b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00", b"\xff\xe1\x00\x0aExif\0\0xx"])
+def test_a_jpeg_of_too_many_parts_is_refused_unread(part: bytes) -> None:
+    data = file_of(RGB, "JPEG", progressive=True)
+    assert ImageFile.read(data).decode().size == RGB.size
+    with pytest.raises(ImageError, match="more than 100 scans or 16 parts of EXIF"):
+        ImageFile.read(data[:2] + part * 120 + data[2:])
+
+
 def test_the_digest_is_that_of_the_file() -> None:
     one, other = file_of(RGB), file_of(picture("RGB", 60, 40, seed=1))
     assert ImageFile.read(one).digest == ImageFile.read(bytes(one)).digest != ImageFile.read(other).digest

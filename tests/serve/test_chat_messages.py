@@ -78,13 +78,25 @@ def test_a_conversation() -> None:
         ([user([{"type": "text", "text": 3}])], [], r"messages\[0\].content\[0\].text must be a string"),
         ([user(3)], [], r"messages\[0\].content must be a string or a list of parts"),
         ([{"role": "assistant", "content": [url(A)]}], [], "only the user shows images, got some of the assistant"),
+        ([user([text("x")] * 1001)], [], "must be at most 1000 parts, got 1001"),
         ([{"role": "tool", "content": "x"}], [], r"messages\[0\].role must be one of system, user, assistant"),
     ],
 )
 def test_mistakes(messages: list[dict[str, Any]], images: list[str], words: str) -> None:
     with pytest.raises(RequestError, match=words) as error:
         parsed(messages, images)
-    assert error.value.code == 40001
+    assert error.value.code in (40001, 40302)
+
+
+def test_only_the_users_marks_are_images() -> None:
+    answer = {"role": "assistant", "content": "an <image> is a tag"}
+    conversation = parsed([user([url(A), text("what?")]), answer, user("and?")], [])
+    assert [message["content"] for message in conversation.messages] == [
+        "<image>\nwhat?",
+        "an < image> is a tag",
+        "and?",
+    ]
+    assert conversation.images == [A]
 
 
 def test_without_messages_there_is_no_conversation() -> None:

@@ -97,6 +97,7 @@ class ImageEncoder:
             elif lease in self._queue:
                 self._queue.remove(lease)
                 lease.embeddings.cancel()
+                self._wake.notify()  # who stood behind it may have room
 
     def close(self) -> None:
         """Fails what waits and ends the thread."""

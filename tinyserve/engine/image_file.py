@@ -13,6 +13,8 @@ from PIL import ExifTags, Image
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # no other decoder of Pillow's sees a byte
 MAX_PIXELS = 64_000_000  # 256 MB as Pillow keeps them, four times that while transparency is laid over white
 MAX_SIDE = 16_384  # px
+MAX_SCANS = 100  # of a JPEG file: decoding walks every block once for each, however few bytes it has; usual are 1 to 16
+MAX_EXIF_PARTS = 16  # of a JPEG file: Pillow strings them together, each time anew
 _DIGEST_BYTES = 16
 
 # EXIF: how the stored picture has to be turned to stand upright (the standard's tag 274)
@@ -47,6 +49,11 @@ class ImageFile:
         Raises:
             ImageError: it is none of FORMATS, or too large.
         """
+        # Inside a scan a byte 0xff is never followed by a marker's, so that counting finds little but markers.
+        if data.startswith(b"\xff\xd8") and (
+            data.count(b"\xff\xda") > MAX_SCANS or data.count(b"Exif\0\0") > MAX_EXIF_PARTS
+        ):
+            raise ImageError(f"is a JPEG file of more than {MAX_SCANS} scans or {MAX_EXIF_PARTS} parts of EXIF")
         image = _open(data)
         width, height = image.size
         if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:

@@ -23,6 +23,8 @@ from tinyserve.engine.structured_output import GrammarCompiler, GrammarError
 from tinyserve.engine.tokenizer import Tokenizer
 from tinyserve.models.image_spec import ImageSpec
 
+MAX_COUNTED_CONTEXTS = 32  # a prompt so many times as long as the context is not even counted
+
 
 @dataclass(frozen=True)
 class PreparedRequest:
@@ -121,10 +123,17 @@ class Preparation:
         )
 
     def count_tokens(self, prompt: str, images: Sequence[ImageFile] = ()) -> int:
-        """Tokens of a prompt; where no images are given, every `<image>` counts as one of the tower's own size."""
+        """Tokens of a prompt; where no images are given, every `<image>` counts as one of the tower's own size.
+
+        Raises:
+            RequestError: the images do not fit the prompt, or are far too many for the context.
+        """
         if self._image_spec is not None and not images:
-            size = self._image_spec.image_size
-            images = [ImageFile(b"", b"", size, size)] * prompt.count(MARK)
+            size, number = self._image_spec.image_size, prompt.count(MARK)
+            if number * self._image_spec.num_tokens(size, size) > MAX_COUNTED_CONTEXTS * self._context_length:
+                message = f"prompt with {number} {MARK} cannot fit in the context of {self._context_length} tokens"
+                raise RequestError(CONTEXT_OVERFLOW, message)
+            images = [ImageFile(b"", b"", size, size)] * number
         return len(self.tokenize(prompt, images).token_ids)
 
     def tokenize(self, prompt: str, images: Sequence[ImageFile] = ()) -> ImagePrompt:

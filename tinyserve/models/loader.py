@@ -16,7 +16,7 @@ from tinyserve.models import registry
 from tinyserve.models.llama import LlamaModel
 from tinyserve.models.llava import LlavaConfig, LlavaImages
 from tinyserve.models.names import canonical_names, with_images_of
-from tinyserve.models.opening import open_model, stored_in_bitsandbytes
+from tinyserve.models.opening import config_folder, open_model, stored_in_bitsandbytes
 from tinyserve.models.weights import WeightReader
 
 _log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def load_model(
     # What the model is, its own folder says; a quantized one beside it may be the language model alone.
     stored_config = checkpoint.config if quant_path is None else read_json(model_path / "config.json")
     read_config, model_class = registry.definition(stored_config)
-    config = read_config(stored_config, model_path)
+    config = read_config(stored_config, config_folder(model_path, model_base))
     if max_context is not None and max_context > config.context_length:
         raise ValueError(f"--max-context must be at most the model's {config.context_length} tokens, got {max_context}")
     rounded = cpu_compute == "int8" and precision == "W4A16" and torch.device(device).type == "cpu"

@@ -97,6 +97,8 @@ class MergedLora:
             raise CheckpointError(f"{self._folder}: does not fit {module}: {' '.join(str(error).split())}") from error
         if loaded.unexpected_keys:
             raise CheckpointError(f"{self._folder}: {loaded.unexpected_keys[0]} is nothing that {CONFIG_FILE} makes")
+        if lacking := [name for name in loaded.missing_keys if ".lora_" in name]:
+            raise CheckpointError(f"{self._folder}: {lacking[0]} is missing, though {module} is changed")
         return merged
 
     def _layer(self, module: str) -> nn.Module:

@@ -14,13 +14,21 @@ import torch
 from torch import Tensor
 
 from awq.formats.checkpoint import Checkpoint, TensorSource
-from awq.formats.output import check_output, copy_companions, new_folder, write_config, write_shards
+from awq.formats.output import (
+    BESIDE_TOKENIZER,
+    COMPANIONS,
+    check_output,
+    copy_companions,
+    new_folder,
+    write_config,
+    write_shards,
+)
 from awq.formats.overlay import Overlay, Renamed
 from awq.formats.weights_folder import WeightsFolder
 from tinyserve.models import vision
 from tinyserve.models.loader import stored_dtype
 from tinyserve.models.names import canonical
-from tinyserve.models.opening import open_model, tokenizer_folder
+from tinyserve.models.opening import config_folder, open_model, tokenizer_folder
 
 ORIGINAL_TOWER = "model.vision_tower.vision_tower.vision_model."  # LLaVA's names of a tower's tensors
 PREPROCESSOR = "preprocessor_config.json"
@@ -42,7 +50,9 @@ def merge(model_path: Path, model_base: Path, output: Path) -> None:
     config, tower, preprocessor = dict(checkpoint.config), None, None
     if config.get(vision.FIELD):
         held = any(canonical(name).startswith(vision.PREFIX) for name in checkpoint.names())
-        files = vision.find_tower(model_path, config.get("vision_config"), config[vision.FIELD], held)
+        files = vision.find_tower(
+            config_folder(model_path, model_base), config.get("vision_config"), config[vision.FIELD], held
+        )
         config["vision_config"] = dict(files.config)
         tower, preprocessor = _tower(files.folder), files.preprocessor
     dtype = stored_dtype(config)
@@ -50,8 +60,8 @@ def merge(model_path: Path, model_base: Path, output: Path) -> None:
     with new_folder(output) as folder:
         write_shards(folder, _tensors(checkpoint, tower, dtype))
         write_config(folder, config | {"torch_dtype": name, "dtype": name})
-        if tokenizer_folder(model_path, model_base) == model_base:
-            copy_companions(model_base, folder)
+        has_tokenizer = tokenizer_folder(model_path, model_base) == model_path
+        copy_companions(model_base, folder, BESIDE_TOKENIZER if has_tokenizer else COMPANIONS)
         copy_companions(model_path, folder)
         if preprocessor is not None and not (folder / PREPROCESSOR).is_file():
             (folder / PREPROCESSOR).write_text(json.dumps(dict(preprocessor), indent=2) + "\n", encoding="utf-8")

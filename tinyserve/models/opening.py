@@ -76,6 +76,12 @@ def tokenizer_folder(model_path: Path, model_base: Path | None) -> Path:
     return model_path if has_own or model_base is None else model_base
 
 
+def config_folder(model_path: Path, model_base: Path | None) -> Path:
+    """The folder whose config.json counts, and with it what stands beside it."""
+    has_own = model_base is None or (model_path / "config.json").is_file()
+    return model_path if has_own or model_base is None else model_base
+
+
 def stored_in_bitsandbytes(config: dict[str, Any]) -> bool:
     """Whether the weights of a config.json are bitsandbytes' own 4- or 8-bit ones."""
     quantization = config.get("quantization_config")
@@ -100,8 +106,9 @@ def _open_base(folder: Path) -> tuple[dict[str, Any], TensorSource]:
     if is_adapter(folder) or _is_projector(folder):
         raise CheckpointError(f"--model-base {folder} must be a whole model, but is itself an adapter or a projector")
     config = read_json(folder / "config.json")
-    if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method")
+    quantization = config.get("quantization_config")
+    if isinstance(quantization, dict):
+        method = quantization.get("quant_method")
         raise CheckpointError(
             f"--model-base {folder} is quantized ({method}); adapters and projectors belong to 16-bit weights"
         )

@@ -22,7 +22,7 @@ def merge(features: Tensor, size: tuple[int, int], spec: ImageSpec, newline: Ten
         [P, C], P being `spec.num_tokens(*size)`. Merging is that of transformers' LlavaNext and of LLaVA's llava_arch.
     """
     if spec.merge == "flat":
-        return features.flatten(0, 1)
+        return features.flatten(0, 1).clone()  # a view would keep the features of all images of its batch
     whole, width = features[0], features.shape[-1]
     columns, rows = spec.tiles(*size)
     # [rows of tiles, patches down, columns of tiles, patches across]: patch by patch as the image has them

@@ -123,6 +123,8 @@ def _folder(model: Path, name: object) -> Path:
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError) as error:
+        if partial := getattr(error, "snapshot_path", None):  # files were left out; those that matter may be there
+            return Path(partial)
         raise ValueError(
             f"config.json: {FIELD} {name!r} is neither the folder {folder} nor in the Hugging Face cache: "
             "download it, or name its folder"

@@ -15,6 +15,7 @@ from tinyserve.serve.templates import MARK
 from tinyserve.serve.wire import ErrorCode
 
 MAX_MESSAGES = 1000
+MAX_PARTS = 1000  # of one message
 ROLES = ("system", "user", "assistant")
 PARTS = ("text", "image_url", "image")
 
@@ -66,9 +67,11 @@ def _joined(messages: Sequence[_Message], given: Sequence[str]) -> Conversation:
     conversation = Conversation()
     left = iter(given)
     for message in messages:
-        num_marks = message.text.count(MARK)
+        # Only the user shows images: in an answer that is sent back the mark is mere text.
+        text = message.text if message.role == "user" else message.text.replace(MARK, "< image>")
+        num_marks = text.count(MARK)
         marks = f"{MARK}\n" * (len(message.images) - num_marks)
-        conversation.messages.append({"role": message.role, "content": marks + message.text})
+        conversation.messages.append({"role": message.role, "content": marks + text})
         sources = message.images + [None] * (num_marks - len(message.images))
         conversation.images += [_next(left, given) if source is None else source for source in sources]
     if unused := len(list(left)):
@@ -93,6 +96,10 @@ def _message(message: object, name: str) -> _Message:
         return _Message(role, fields.valid_unicode(f"{name}.content", content), [])
     if not isinstance(content, list):
         raise fields.wrong_type(f"{name}.content", content, "a string or a list of parts")
+    if len(content) > MAX_PARTS:
+        raise RequestError(
+            ErrorCode.OUT_OF_RANGE, f"{name}.content must be at most {MAX_PARTS} parts, got {len(content)}"
+        )
     texts: list[str] = []
     images: list[str | None] = []
     for index, part in enumerate(content):

@@ -19,7 +19,7 @@ from tinyserve.serve.image_input import check_number, read_images
 from tinyserve.serve.wire import ErrorCode
 
 MAX_CHARACTERS_PER_TOKEN = 32  # on average over a prompt; beyond it, not even runs of blanks fit the context
-MAX_HELD_BYTES = 1 << 30  # of the image files of all open requests
+MAX_HELD_BYTES = 1 << 30  # of the bodies of all open requests
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,15 @@ class RequestReader:
         return Question(prompt, await self._files(request.images), sampling)
 
     @contextmanager
-    def held(self, question: Question) -> Iterator[None]:
-        """Counts the image files of a request while it is open.
+    def held(self, size: int) -> Iterator[None]:
+        """Counts the bytes of a request, its images above all, from its arrival to its end.
 
         Raises:
             RequestError: 42903 when those of all open requests would exceed the limit; a request alone never does.
         """
-        size = sum(len(image.data) for image in question.images)
         with self._lock:
             if size and self._held_bytes and self._held_bytes + size > self._max_held_bytes:
-                message = f"overloaded: the images of open requests take {self._held_bytes} bytes; try again later"
+                message = f"overloaded: open requests take {self._held_bytes} bytes; try again later"
                 raise RequestError(ErrorCode.OVERLOADED, message)
             self._held_bytes += size
         try:
@@ -92,7 +91,8 @@ class RequestReader:
         """
         self._check_length(prompt)
         check_number(images)
-        return await asyncio.to_thread(self._generator.count_tokens, prompt, await self._files(images))
+        with self.held(sum(map(len, images))):
+            return await asyncio.to_thread(self._generator.count_tokens, prompt, await self._files(images))
 
     async def _files(self, images: Sequence[str]) -> list[ImageFile]:
         if not images:

@@ -36,9 +36,12 @@ def default_precision(model_path: Path, quant_path: Path | None, model_base: Pat
         config = json.loads((model_path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "W16A16"  # the loader will say what is wrong with the folder
-    quantization = config.get("quantization_config") if isinstance(config, dict) else None
-    in_bitsandbytes = isinstance(quantization, dict) and quantization.get("quant_method") == "bitsandbytes"
-    return "W4A16" if quantization and not in_bitsandbytes else "W16A16"
+    parts = [config, config.get("text_config")] if isinstance(config, dict) else []  # a language model's own counts too
+    found = [
+        part["quantization_config"] for part in parts if isinstance(part, dict) and part.get("quantization_config")
+    ]
+    in_bitsandbytes = bool(found) and isinstance(found[0], dict) and found[0].get("quant_method") == "bitsandbytes"
+    return "W4A16" if found and not in_bitsandbytes else "W16A16"
 
 
 def name_of(model_path: Path, precision: Precision) -> str:

@@ -178,13 +178,12 @@ class ModelWorker:
         generate = functools.partial(
             self.generator.generate, question.prompt, priority=request.priority, images=question.images
         )
-        with self._reader.held(question):
-            async with aclosing(samples(generate, question.sampling, request.n)) as chunks:
-                async for index, chunk in chunks:
-                    if chunk.finish_reason in ("error", "abort"):
-                        raise GenerationError(chunk.error or "the request was aborted")
-                    if answers[index].add(chunk):
-                        yield answers[index].record(chunk, sum(answer.num_tokens for answer in answers))
+        async with aclosing(samples(generate, question.sampling, request.n)) as chunks:
+            async for index, chunk in chunks:
+                if chunk.finish_reason in ("error", "abort"):
+                    raise GenerationError(chunk.error or "the request was aborted")
+                if answers[index].add(chunk):
+                    yield answers[index].record(chunk, sum(answer.num_tokens for answer in answers))
 
     async def stream_gate(self, params: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
         """As `stream`, with every failure as a last record that has an error_code."""
@@ -195,15 +194,16 @@ class ModelWorker:
         except Exception as error:
             yield failure_record(error)
 
-    async def serve(self, params: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
-        """As `stream_gate`, within the concurrency limit."""
+    async def serve(self, params: Mapping[str, Any], num_bytes: int = 0) -> AsyncGenerator[bytes, None]:
+        """As `stream_gate`, within the limits on requests and on what they take; `num_bytes`: of the request."""
         self.call_count += 1
         stream = self.stream(params)
         del params
         try:
-            async with self.admission.permit(), aclosing(stream) as records:
-                async for record in records:
-                    yield record
+            with self._reader.held(num_bytes):
+                async with self.admission.permit(), aclosing(stream) as records:
+                    async for record in records:
+                        yield record
         except Exception as error:
             yield failure_record(error)
 

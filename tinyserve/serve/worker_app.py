@@ -47,12 +47,13 @@ def create_app(worker: ModelWorker, max_body_bytes: int = MAX_BODY_BYTES, stall_
 
     @app.post("/worker_generate_stream")
     async def worker_generate_stream(request: Request) -> Response:
-        return RecordStream(worker.serve(await body_of(request)))
+        body = await read_body(request, max_body_bytes)
+        return RecordStream(worker.serve(parse_object(body), len(body)))
 
     @app.post("/worker_generate")
     async def worker_generate(request: Request) -> Response:
-        params = {**await body_of(request), "stream_format": "cumulative"}
-        return WholeAnswer(worker.serve(params))
+        body = await read_body(request, max_body_bytes)
+        return WholeAnswer(worker.serve({**parse_object(body), "stream_format": "cumulative"}, len(body)))
 
     @app.post("/worker_get_status")
     async def worker_get_status() -> dict[str, Any]:
