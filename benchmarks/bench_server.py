@@ -97,7 +97,7 @@ def server(args: argparse.Namespace) -> Iterator[str]:
         return
     port = free_port()
     flags = ["--model-path", str(args.model.resolve()), "--model-name", args.name, "--no-register"]
-    flags += ["--host", "127.0.0.1", "--port", str(port)]
+    flags += ["--host", "127.0.0.1", "--port", str(port), "--kv-cache-dtype", args.kv_cache_dtype]
     with start("tinyserve.serve.model_worker", flags, environment=all_cores()) as process:
         wait_for_health(f"http://127.0.0.1:{port}", server=process)
         yield f"http://127.0.0.1:{port}"
@@ -117,6 +117,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-ttft", type=float, default=2.0, help="seconds; goodput counts what kept both limits")
     parser.add_argument("--max-tpot", type=float, default=0.1, help="seconds")
     parser.add_argument("--skip", choices=["stall", "open"], nargs="+", default=[], help="of a serial server")
+    parser.add_argument("--kv-cache-dtype", default="auto", help="of the worker that is started")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=Path, nargs="+", default=[], metavar="FILE", help="ask about these pictures")
     parser.add_argument("--results", help="name of the results file (server, with --images server-images)")
