@@ -213,6 +213,7 @@ def main() -> None:
     limits = measure_limits()
     settings = {k: v.name if isinstance(v, Path) else str(v) for k, v in vars(arguments).items()}
     settings |= {"threads": str(torch.get_num_threads()), "dtype": str(model.dtype)}
+    settings["peer"] = Path(arguments.peer[1]).name if arguments.peer else "None"
     print(f"{arguments.model}, {config.precision}, {model.dtype}, {torch.get_num_threads()} threads")
     print(f"limits: read {limits.read_bytes_per_s / 1e9:.1f} GB/s, fp32 {limits.flops_per_s / 1e9:.0f} GFLOP/s")
     print("batch prompt  prefill tok/s of limit  decode tok/s of limit  step ms")
