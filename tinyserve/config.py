@@ -133,7 +133,7 @@ class EngineConfig:
     kv_cache_bytes: int | None = None  # None: a share of the free memory, see engine/kv_cache.py
     max_num_requests: int = 64  # running at once
     max_batch_tokens: int | None = None  # of one step; None: by device, see engine/engine.py
-    max_slowdown: float = 1.5  # of a decode step by prompts beside it; above 1, infinity: no limit. See engine/pace.py
+    max_slowdown: float = 2.0  # of a decode step by prompts beside it; above 1, infinity: no limit. See engine/pace.py
     num_speculative_tokens: int = 0  # guessed by looking back in the text and checked together; 0: off
     prefix_cache: bool = True  # requests that begin alike share keys and values
     image_memory_bytes: int = 512 << 20  # of what images have become: those of running requests, and the latest others

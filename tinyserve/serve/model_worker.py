@@ -111,7 +111,7 @@ def add_model_flags(flags: argparse.ArgumentParser, model_path: bool = True) -> 
         type=float,
         default=EngineConfig.max_slowdown,
         metavar="FACTOR",
-        help="of running streams while a prompt is computed beside them; inf: no limit (1.5)",
+        help="of running streams while a prompt is computed beside them; inf: no limit (2)",
     )
     group.add_argument("--model-base", type=Path, help="what the LoRA adapter or projector in --model-path belongs to")
     group.add_argument("--load-8bit", action="store_true", help="16-bit linear layers by bitsandbytes in LLM.int8")
