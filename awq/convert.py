@@ -3,6 +3,7 @@
 No model is built and nothing is rounded again. Which formats there are is decided in awq/formats.
 """
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,12 @@ import torch
 from awq.errors import UserError
 from awq.formats import WRITERS, Checkpoint, check_output, open_checkpoint
 from awq.formats.checkpoint import FLOAT16
+from awq.formats.overlay import Overlay, Renamed
+from awq.formats.weights_folder import WeightsFolder, find_weights
 from awq.lazy import Lazy
 from awq.quantize import QuantConfig, QuantizedTensor
+
+IMAGES = re.compile(r"vision_tower\.|mm_projector\.|multi_modal_projector\.|image_newline$")  # tensors for images
 
 
 def convert_checkpoint(
@@ -39,7 +44,7 @@ def convert_checkpoint(
             raise UserError(f"{source} holds no config.json and no tokenizer: name a model folder with --model_path")
         model_path, checkpoint = source, open_checkpoint(source)
     else:
-        checkpoint = open_checkpoint(model_path, source)
+        checkpoint = _with_images(open_checkpoint(model_path, source), model_path)
     if checkpoint.quant is None:
         raise UserError(f"{source} is not quantized; --w_bit with --dump_quant quantizes a 16-bit model")
     config = replace(checkpoint.quant, zero_point=not _is_symmetric(checkpoint))
@@ -51,6 +56,15 @@ def convert_checkpoint(
     companions = source if source.is_dir() else model_path
     state = Lazy(checkpoint.names(), checkpoint.tensor)
     WRITERS[format_name](output, companions, state, Lazy(checkpoint.modules(), weight), config)
+
+
+def _with_images(checkpoint: Checkpoint, model_path: Path) -> Checkpoint:
+    """A language model's checkpoint with what the model folder has for images, since config.json promises it."""
+    if find_weights(model_path) is None:
+        return checkpoint
+    whole = WeightsFolder(model_path)
+    images = Renamed(whole, {name: name for name in whole.names() if IMAGES.search(name)})
+    return checkpoint.with_source(lambda own: Overlay(own, images))
 
 
 def _is_symmetric(checkpoint: Checkpoint) -> bool:

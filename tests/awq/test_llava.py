@@ -104,6 +104,19 @@ def test_the_whole_path(layout: str, model: Any, photos: Path, tmp_path: Path) -
     assert perplexity(folder, text) != fake
 
 
+def test_a_language_model_alone_is_converted_with_what_images_need(model: Any, tmp_path: Path) -> None:
+    folder = save("original", model, tmp_path / "model")
+    entry.main(["--model_path", str(folder), *BITS, "--q_backend", "real", "--dump_quant", str(tmp_path / "x.pt")])
+    state = torch.load(tmp_path / "x-v2.pt", weights_only=True)
+    alone = {name: tensor for name, tensor in state.items() if "vision" not in name and "mm_projector" not in name}
+    assert len(alone) < len(state)
+    torch.save(alone, tmp_path / "alone-v2.pt")
+    source, out = tmp_path / "alone-v2.pt", tmp_path / "out"
+    entry.main(["convert", str(source), str(out), "--format", "awq-gemm", "--model_path", str(folder)])
+    expected = logits(load_model(folder, source, dtype="float32"), IDS)
+    torch.testing.assert_close(logits(load_model(out, dtype="float32"), IDS), expected, rtol=2e-3, atol=2e-3)
+
+
 @pytest.mark.parametrize("layout", ["transformers", "original"])
 def test_other_formats(layout: str, model: Any, tmp_path: Path) -> None:
     folder = save(layout, model, tmp_path / "model")
