@@ -7,15 +7,11 @@ from torch import Tensor
 from awq.formats.checkpoint import TensorInfo, TensorSource
 
 
-class Overlay:
-    """The tensors of several sources; where they share a name, the first one's."""
+class Joined:
+    """The tensors of several sources as one. Args: source_of: tensor name -> the source it is read from."""
 
-    def __init__(self, *sources: TensorSource) -> None:
-        self._sources = sources
-        self._source_of = {name: source for source in reversed(sources) for name in source.names()}
-
-    def __str__(self) -> str:
-        return " over ".join(map(str, self._sources))
+    def __init__(self, source_of: dict[str, TensorSource]) -> None:
+        self._source_of = source_of
 
     def names(self) -> list[str]:
         return list(self._source_of)
@@ -28,6 +24,17 @@ class Overlay:
 
     def file_of(self, name: str) -> str:
         return self._source_of[name].file_of(name)
+
+
+class Overlay(Joined):
+    """The tensors of several sources; where they share a name, the first one's."""
+
+    def __init__(self, *sources: TensorSource) -> None:
+        self._sources = sources
+        super().__init__({name: source for source in reversed(sources) for name in source.names()})
+
+    def __str__(self) -> str:
+        return " over ".join(map(str, self._sources))
 
 
 class Renamed:

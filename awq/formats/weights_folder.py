@@ -6,10 +6,9 @@ Of a pickled file (`.bin`) only tensors are ever unpickled. Knows nothing of qua
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import Tensor
-
-from awq.formats.checkpoint import CheckpointError, TensorInfo, TensorSource
+from awq.formats.checkpoint import CheckpointError, TensorSource
 from awq.formats.json_file import read_json
+from awq.formats.overlay import Joined
 from awq.formats.pickled_file import PickledFile
 from awq.formats.safetensors_file import SafetensorsFile
 
@@ -25,7 +24,7 @@ def find_weights(folder: Path, files: tuple[str, ...] = MODEL_FILES) -> str | No
     return next((file for file in files if any((folder / name).is_file() for name in (file, _index(file)))), None)
 
 
-class WeightsFolder:
+class WeightsFolder(Joined):
     """The tensors of a folder.
 
     Args:
@@ -38,7 +37,7 @@ class WeightsFolder:
 
     def __init__(self, folder: Path, files: tuple[str, ...] = MODEL_FILES) -> None:
         self._folder = folder
-        self._source_of: dict[str, TensorSource] = {}  # tensor name -> the file it is in
+        super().__init__({})
         file = find_weights(folder, files)
         if file is None:
             raise CheckpointError(_describe_missing(folder, files))
@@ -51,18 +50,6 @@ class WeightsFolder:
 
     def __str__(self) -> str:
         return str(self._folder)
-
-    def names(self) -> list[str]:
-        return list(self._source_of)
-
-    def info(self, name: str) -> TensorInfo:
-        return self._source_of[name].info(name)
-
-    def tensor(self, name: str) -> Tensor:
-        return self._source_of[name].tensor(name)
-
-    def file_of(self, name: str) -> str:
-        return self._source_of[name].file_of(name)
 
     def _open(self, file: str) -> None:
         path = self._folder / file
