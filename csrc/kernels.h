@@ -26,6 +26,22 @@ constexpr int kPackFactor = 8;                      // codes in one word
 constexpr int kParamBytesHalf = kPackColumns * 3;   // of one group of a tile, with fp16 scales
 constexpr int kParamBytesFloat = kPackColumns * 5;  // with fp32 scales
 
+// How CUDA packs it, the same for all of its kernels, for activations of fp16 or of bf16. N and K are padded to whole
+// blocks of 64:
+//   qweight: uint32 [N/64 up][K/64 up][4][32][4]. A block of 64 n x 64 k is 2048 consecutive bytes: 4 tiles of 16 n, in
+//     each 32 lanes, and for each lane one word for every 16 k: its part of a 16 n x 16 k operand of the tensor cores.
+//     With r = lane / 4 and c = lane % 4 * 2, the half2 a0 = (r, c..c+1), a1 = (r + 8, c..c+1), a2 = (r, c + 8..c + 9),
+//     a3 = (r + 8, c + 8..c + 9); a_i is in nibbles i and i + 4 of the word, counted from its lowest 4 bits. Codes past
+//     N and K are 0.
+//   qparams: [N/64 up][padded K/G up][4][8][2][2], of the activations' dtype: in a tile of 16 n, those of row r beside
+//     those of r + 8, so that a lane reads both at once; of each row the scale, then the bits of the zero as an integer
+//     (uint32: the scale in the low half, the zero in the high half). Rows past N and groups past K/G have scale 0 and
+//     zero 0.
+namespace cuda {
+constexpr int kPackBlock = 64;  // rows n and columns k
+constexpr int kMaxZero = 63;    // the largest that the kernels subtract exactly
+}  // namespace cuda
+
 struct W4A16PackArgs {
   const uint8_t* codes;  // [N, K] 0..15
   const void* scales;    // [N, K/G] scale_dtype
