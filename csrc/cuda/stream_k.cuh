@@ -1,4 +1,5 @@
-// stream_k.cuh — how the CTAs of a persistent grid share the tiles of a product, and how the parts of a split tile meet.
+// stream_k.cuh — how the CTAs of a persistent grid share the tiles of a product, and how the parts of a split tile
+// meet.
 //
 // A unit of work is one block of k of one tile. Where there are fewer than two tiles for each CTA, or for what is left
 // over beyond whole rounds, every CTA takes an equal run of consecutive units (Osama et al., Stream-K); the other tiles
@@ -6,8 +7,8 @@
 // A CTA that has a part of a tile stores its fp32 sums and counts itself; the last one to arrive adds all parts in the
 // order of k and goes on with the result: nobody waits, and the same call gives the same bits.
 //
-// An item is 16 consecutive columns n of one row m of a tile, the unit of the epilogue. This file knows neither operands
-// nor what a kernel does with the sums.
+// An item is 16 consecutive columns n of one row m of a tile, the unit of the epilogue. This file knows neither
+// operands nor what a kernel does with the sums.
 #pragma once
 
 #include "ptx.cuh"
@@ -52,9 +53,7 @@ struct StreamK {
   }
 
   // Floats where the parts of all CTAs meet: a CTA's first and last tile may be split.
-  int64_t workspace(int tile_items) const {
-    return split_tiles == 0 ? 0 : int64_t(ctas) * 2 * tile_items * kItem;
-  }
+  int64_t workspace(int tile_items) const { return split_tiles == 0 ? 0 : int64_t(ctas) * 2 * tile_items * kItem; }
 
   // The first unit of a CTA's run, and the CTA whose run holds a unit.
   __host__ __device__ int first_unit(int cta) const { return int(int64_t(split_tiles) * blocks * cta / ctas); }
@@ -89,6 +88,9 @@ struct Cursor {
 
   __device__ void advance(const StreamK& plan) {
     if (++block < end) return;
+    advance_tile(plan);
+  }
+  __device__ void advance_tile(const StreamK& plan) {
     if (units > 0) {
       ++tile;
       take(plan, 0);
@@ -136,18 +138,23 @@ __device__ inline void store_part(float* workspace, int64_t slot, int items, int
     part[int64_t(i) * items] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
 }
 
-// Called by every thread of the CTA once it has stored its items of a part; true, in all threads, for the last CTA.
-__device__ inline bool arrives_last(int row, const Parts& parts) {
-  __shared__ int before;
+// Called by every thread that stores items of a part, once it has: thread 0 is one of them, meet() a barrier of theirs,
+// *flag in shared memory. True, in all of them, for the last CTA to arrive. The CTAs of a cluster that have a tile
+// together meet those of the same rank.
+template <typename Meet>
+__device__ inline bool arrives_last(int row, const Parts& parts, int* flag, const Meet& meet, int rank = 0,
+                                    int cluster = 1) {
   __threadfence();
-  __syncthreads();
+  meet();
   if (threadIdx.x == 0) {
-    before = atomicAdd(&arrivals[row][parts.first], 1);
-    if (before + 1 == parts.count()) arrivals[row][parts.first] = 0;
+    int* counter = &arrivals[row][parts.first * cluster + rank];
+    const bool last = atomicAdd(counter, 1) + 1 == parts.count();
+    if (last) *counter = 0;
+    *flag = last;
   }
-  __syncthreads();
+  meet();
   __threadfence();
-  return before + 1 == parts.count();
+  return *flag != 0;
 }
 
 // The sums of one item over all parts, in the order of k.
