@@ -8,8 +8,13 @@
 
 #define TINYSERVE_SCHEMAS(m)                                                                                 \
   m.def("w4a16_pack(Tensor codes, Tensor scales, Tensor zeros) -> (Tensor, Tensor)");                        \
-  m.def("w4a16_gemv(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n) -> Tensor");              \
-  m.def("w4a16_gemm(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n) -> Tensor");              \
+  m.def(                                                                                                     \
+      "w4a16_gemv(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n, Tensor? residual=None, "    \
+      "bool silu_mul=False) -> Tensor");                                                                     \
+  m.def(                                                                                                     \
+      "w4a16_gemm(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n, Tensor? residual=None, "    \
+      "bool silu_mul=False, int config=-1) -> Tensor");                                                      \
+  m.def("w4a16_gemm_configs(Tensor like) -> str");                                                           \
   m.def("w4a8_linear(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n) -> Tensor");             \
   m.def("w8_pack(Tensor weight) -> (Tensor, Tensor)");                                                       \
   m.def("w8a8_linear(Tensor x, Tensor qweight, Tensor scales, Tensor? bias, int n) -> Tensor");              \
@@ -44,6 +49,7 @@ STABLE_TORCH_LIBRARY_IMPL(tinyserve, CPU, m) {
   m.impl("w4a16_pack", TORCH_BOX(&tinyserve::w4a16_pack));
   m.impl("w4a16_gemv", TORCH_BOX(&tinyserve::w4a16_gemv));
   m.impl("w4a16_gemm", TORCH_BOX(&tinyserve::w4a16_gemm));
+  m.impl("w4a16_gemm_configs", TORCH_BOX(&tinyserve::w4a16_gemm_configs));
   m.impl("w4a8_linear", TORCH_BOX(&tinyserve::w4a8_linear));
   m.impl("w8_pack", TORCH_BOX(&tinyserve::w8_pack));
   m.impl("w8a8_linear", TORCH_BOX(&tinyserve::w8a8_linear));

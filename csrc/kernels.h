@@ -53,17 +53,25 @@ struct W4A16PackArgs {
   Dtype scale_dtype;
 };
 
-// y[m, n] = bias[n] + sum over k of x[m, k] * (code[n, k] - zero[n, k/G]) * scale[n, k/G]
+// y[m, n] = bias[n] + sum over k of x[m, k] * (code[n, k] - zero[n, k/G]) * scale[n, k/G] + residual[m, n]
+//
+// With silu_mul the weight's rows come in tiles of 16, 8 of the gate and then 8 of the up projection, and
+// y [M, N/2] = silu(gate) * up + residual. The kernels of the CPU know neither; ops/w4a16_run.h adds both to their
+// result.
 struct W4A16Args {
   const void* x;            // [M, K] dtype
   float* scratch;           // [M, K], where x becomes fp32; null if it is
   const uint32_t* qweight;  // packed, see above
   const uint8_t* qparams;
-  const void* bias;  // [N] dtype, or null
-  void* y;           // [M, N] dtype
+  const void* bias;      // [N] dtype, or null
+  const void* residual;  // of y's shape, dtype; or null
+  void* y;               // [M, N] dtype; with silu_mul [M, N/2]
   int64_t m, n, k, group_size;
   bool half_scales;  // fp16 scales in qparams, else fp32
+  bool silu_mul;
   Dtype dtype;
+  int config;        // of w4a16_gemm on CUDA: a row of kGemmConfigs in cuda/gemm_config.h
+  float* workspace;  // of w4a16_gemm on CUDA: gemm_workspace(args) floats, where parts of a sum meet
 };
 
 // As W4A16Args, but x is rounded to int8 in groups of kInt8Group (where that divides G, else of 32), with a scale of
@@ -185,7 +193,14 @@ TINYSERVE_CPU_KERNELS(TINYSERVE_DECLARE)
 }
 namespace cuda {
 TINYSERVE_CUDA_KERNELS(TINYSERVE_DECLARE)
-}
+
+// What w4a16_gemm can run on the current device: the number of configurations that were compiled, the name of one or
+// null where it does not fit this device, the one that suits a shape, and the floats it needs as a workspace.
+int gemm_configs();
+const char* gemm_config_name(int config);
+int choose_gemm_config(const W4A16Args& args);
+int64_t gemm_workspace(const W4A16Args& args);
+}  // namespace cuda
 #undef TINYSERVE_DECLARE
 
 namespace cpu {

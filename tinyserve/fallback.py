@@ -49,18 +49,50 @@ def w4a16_dequantize(qweight: Tensor, qparams: Tensor) -> Tensor:
     return ((codes - zero) * scale).view(n, 2 * half_k)
 
 
-def w4a16_gemm(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int) -> Tensor:
-    """x [M, K] times the packed weight [n, K] transposed, plus bias [n] -> [M, n] in x's dtype."""
+def w4a16_gemm(
+    x: Tensor,
+    qweight: Tensor,
+    qparams: Tensor,
+    bias: Tensor | None,
+    n: int,
+    residual: Tensor | None = None,
+    silu_mul: bool = False,
+    config: int = -1,
+) -> Tensor:
+    """x [M, K] times the packed weight [n, K] transposed, plus bias [n], plus residual [M, n] -> [M, n] in x's dtype.
+
+    With `silu_mul`, of every 16 columns the first 8 are gates of the last 8: silu(gate) * up, plus residual, [M, n/2].
+    """
     check_rows("x", x, 2 * qweight.shape[1])
     if qweight.shape[0] != n:
         raise ValueError(f"qweight must have {n} rows, got {list(qweight.shape)}")
+    if config != -1:
+        raise ValueError(f"the PyTorch fallback has no configurations, got config={config}")
     y = F.linear(x.float(), w4a16_dequantize(qweight, qparams), None if bias is None else bias.float())
+    if silu_mul:
+        gate, up = y.view(-1, n // 16, 2, 8).unbind(2)
+        y = (F.silu(gate) * up).flatten(1)
+    if residual is not None:
+        y = y + residual.float()
     return y.to(x.dtype)
 
 
-def w4a16_gemv(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int) -> Tensor:
+def w4a16_gemv(
+    x: Tensor,
+    qweight: Tensor,
+    qparams: Tensor,
+    bias: Tensor | None,
+    n: int,
+    residual: Tensor | None = None,
+    silu_mul: bool = False,
+) -> Tensor:
     """The same as w4a16_gemm: nothing here depends on the number of rows."""
-    return w4a16_gemm(x, qweight, qparams, bias, n)
+    return w4a16_gemm(x, qweight, qparams, bias, n, residual, silu_mul)
+
+
+def w4a16_gemm_configs(like: Tensor) -> str:
+    """No configurations."""
+    return ""
 
 
 def w4a8_linear(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int) -> Tensor:

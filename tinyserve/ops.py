@@ -50,26 +50,51 @@ def w4a16_pack(codes: Tensor, scales: Tensor, zeros: Tensor) -> PackedWeight:
     return PackedWeight(qweight, qparams, n, k, k // scales.shape[1])
 
 
-def w4a16_gemv(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-    """x [M, K], M up to GEMV_MAX_ROWS, times the packed weight [N, K] transposed, plus bias [N] -> [M, N]."""
+def w4a16_gemv(
+    x: Tensor, weight: PackedWeight, bias: Tensor | None = None, residual: Tensor | None = None, silu_mul: bool = False
+) -> Tensor:
+    """As w4a16_gemm, for x [M, K] of up to GEMV_MAX_ROWS rows."""
     kernel = _kernel("w4a16_gemv", x.device.type)
-    result: Tensor = kernel(x, weight.qweight, weight.qparams, bias, weight.n)
+    result: Tensor = kernel(x, weight.qweight, weight.qparams, bias, weight.n, residual, silu_mul)
     return result
 
 
-def w4a16_gemm(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-    """x [M, K] times the packed weight [N, K] transposed, plus bias [N] -> [M, N]."""
+def w4a16_gemm(
+    x: Tensor,
+    weight: PackedWeight,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    silu_mul: bool = False,
+    config: int = -1,
+) -> Tensor:
+    """x [M, K] times the packed weight [N, K] transposed, plus bias [N], plus residual [M, N] -> [M, N].
+
+    Args:
+        silu_mul: the weight's rows (and the bias) come in tiles of 16, 8 of the gate projection and then 8 of the up
+            projection; the result is silu(gate) * up, plus residual, [M, N/2].
+        config: one of w4a16_gemm_configs' tile configurations; -1: the one that suits the shape.
+    """
     kernel = _kernel("w4a16_gemm", x.device.type)
-    result: Tensor = kernel(x, weight.qweight, weight.qparams, bias, weight.n)
+    result: Tensor = kernel(x, weight.qweight, weight.qparams, bias, weight.n, residual, silu_mul, config)
     return result
 
 
-def w4a16_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-    """x [..., K] times the packed weight [N, K] transposed, plus bias [N] -> [..., N]; the op that suits M."""
+def w4a16_gemm_configs(device: str | torch.device) -> dict[str, int]:
+    """The tile configurations of w4a16_gemm that run on a device, by name; none on a CPU."""
+    lines = _kernel("w4a16_gemm_configs", torch.device(device).type)(torch.empty(0, device=device)).splitlines()
+    return {name: int(index) for index, name in (line.split() for line in lines)}
+
+
+def w4a16_linear(
+    x: Tensor, weight: PackedWeight, bias: Tensor | None = None, residual: Tensor | None = None, silu_mul: bool = False
+) -> Tensor:
+    """As w4a16_gemm for x [..., K] and residual [..., N], by the op that suits the number of rows."""
     if x.dim() != 2:
-        return w4a16_linear(x.reshape(-1, weight.k), weight, bias).view(*x.shape[:-1], weight.n)
+        rows = None if residual is None else residual.reshape(-1, residual.shape[-1])
+        y = w4a16_linear(x.reshape(-1, weight.k), weight, bias, rows, silu_mul)
+        return y.view(*x.shape[:-1], y.shape[-1])
     multiply = w4a16_gemv if x.shape[0] <= GEMV_MAX_ROWS else w4a16_gemm
-    return multiply(x, weight, bias)
+    return multiply(x, weight, bias, residual, silu_mul)
 
 
 def w4a8_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
@@ -246,12 +271,29 @@ def _register_fakes() -> None:
         return codes.new_empty(tiles, k // 8, 32, dtype=torch.int32), codes.new_empty(tiles, groups, param_bytes)
 
     @fake("tinyserve::w4a16_gemv")
-    def _(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int) -> Tensor:
-        return x.new_empty(x.shape[0], n)
+    def _(
+        x: Tensor,
+        qweight: Tensor,
+        qparams: Tensor,
+        bias: Tensor | None,
+        n: int,
+        residual: Tensor | None = None,
+        silu_mul: bool = False,
+    ) -> Tensor:
+        return x.new_empty(x.shape[0], n // 2 if silu_mul else n)
 
     @fake("tinyserve::w4a16_gemm")
-    def _(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int) -> Tensor:
-        return x.new_empty(x.shape[0], n)
+    def _(
+        x: Tensor,
+        qweight: Tensor,
+        qparams: Tensor,
+        bias: Tensor | None,
+        n: int,
+        residual: Tensor | None = None,
+        silu_mul: bool = False,
+        config: int = -1,
+    ) -> Tensor:
+        return x.new_empty(x.shape[0], n // 2 if silu_mul else n)
 
     @fake("tinyserve::w4a8_linear")
     def _(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int) -> Tensor:

@@ -35,16 +35,16 @@ struct Epilogue {
   __device__ void store(float (&sums)[16], int64_t m, int row) const {
     const int rows = silu_mul ? 2 * n : n;
     if (bias != nullptr) {
-      add(bias, row, rows, reinterpret_cast<float(&)[8]>(sums[0]));
-      add(bias, row + 8, rows, reinterpret_cast<float(&)[8]>(sums[8]));
+      add(bias, row, rows, reinterpret_cast<float (&)[8]>(sums[0]));
+      add(bias, row + 8, rows, reinterpret_cast<float (&)[8]>(sums[8]));
     }
     if (silu_mul) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) sums[i] = sums[i] / (1.f + expf(-sums[i])) * sums[8 + i];
-      store_8(reinterpret_cast<float(&)[8]>(sums[0]), m, row / 2);
+      store_8(reinterpret_cast<float (&)[8]>(sums[0]), m, row / 2);
     } else {
-      store_8(reinterpret_cast<float(&)[8]>(sums[0]), m, row);
-      store_8(reinterpret_cast<float(&)[8]>(sums[8]), m, row + 8);
+      store_8(reinterpret_cast<float (&)[8]>(sums[0]), m, row);
+      store_8(reinterpret_cast<float (&)[8]>(sums[8]), m, row + 8);
     }
   }
 

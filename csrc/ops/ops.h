@@ -13,8 +13,11 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 std::tuple<Tensor, Tensor> w4a16_pack(const Tensor& codes, const Tensor& scales, const Tensor& zeros);
-Tensor w4a16_gemv(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias, int64_t n);
-Tensor w4a16_gemm(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias, int64_t n);
+Tensor w4a16_gemv(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias, int64_t n,
+                  const OptionalTensor& residual, bool silu_mul);
+Tensor w4a16_gemm(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias, int64_t n,
+                  const OptionalTensor& residual, bool silu_mul, int64_t config);
+std::string w4a16_gemm_configs(const Tensor& like);
 Tensor w4a8_linear(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias,
                    int64_t n);
 std::tuple<Tensor, Tensor> w8_pack(const Tensor& weight);

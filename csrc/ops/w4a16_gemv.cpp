@@ -1,15 +1,15 @@
 // w4a16_gemv.cpp — the row limit; the other checks are in w4a16.h, the arithmetic in cpu/ and cuda/.
-#include "w4a16.h"
+#include "w4a16_run.h"
 
 namespace tinyserve {
 
-Tensor w4a16_gemv(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias,
-                  int64_t n) {
-  const W4A16Call call = prepare_w4a16(x, qweight, qparams, bias, n);
+Tensor w4a16_gemv(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias, int64_t n,
+                  const OptionalTensor& residual, bool silu_mul) {
+  const W4A16Call call = prepare_w4a16(x, qweight, qparams, bias, n, residual, silu_mul);
   STD_TORCH_CHECK(call.args.m <= kGemvMaxRows, "w4a16_gemv takes up to ", kGemvMaxRows, " rows, got x ",
                   shape(x.sizes()));
   const DeviceGuard guard(x.get_device());
-  if (call.args.m > 0 && n > 0) backend::w4a16_gemv(call.args, current_stream(x));
+  if (call.args.m > 0 && n > 0) run_w4a16(backend::w4a16_gemv, call, x);
   return call.y;
 }
 

@@ -5,7 +5,8 @@ namespace tinyserve {
 
 Tensor w4a8_linear(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias,
                    int64_t n) {
-  const W4A16Call call = prepare_w4a16(x, qweight, qparams, bias, n, /*needs_floats=*/false);
+  const W4A16Call call =
+      prepare_w4a16(x, qweight, qparams, bias, n, std::nullopt, /*silu_mul=*/false, /*needs_floats=*/false);
   const W4A16Args& exact = call.args;
   const int64_t x_group = exact.group_size % kInt8Group == 0 ? kInt8Group : 32;
   Tensor codes = torch::stable::new_empty(x, {exact.m, exact.k}, ScalarType::Char);
