@@ -34,6 +34,7 @@ from tinyserve.models.loader import load_model
 BANDWIDTH_ELEMENTS = 1 << 27  # fp32: 512 MB, far beyond any cache
 INT8_RATE = 4  # products of bytes in the place of one of fp32
 PEER = Path(__file__).parent / "peer_llamacpp.py"
+PROFILE_PROMPT = 8  # tokens: their step is one of many
 PEAK_SIZE = 1024  # rows, columns and depth of the matrix product
 
 
@@ -122,6 +123,24 @@ def _run(engine: Engine, batch: int, prompt: int, new: int, seed: int) -> tuple[
     return prefill, steps
 
 
+def profile(engine: Engine, batch: int, prompt: int, new: int) -> dict[str, Any]:
+    """Where a step's time goes: prints each kernel's calls and time, and what is outside of all kernels.
+
+    Returns:
+        The same in milliseconds per step; steps of the prompts are in it, so prompts should be short.
+    """
+    with ops.profile_cpu() as kernels:
+        prefill, steps = _run(engine, batch, prompt, new, seed=0)
+    total, count = prefill + sum(steps), new
+    print(f"      profile of {count} steps of {batch} requests from {prompt} tokens on:")
+    for one in kernels:
+        print(f"      {one.name:>18} {one.calls / count:7.1f} calls {1e3 * one.seconds / count:8.3f} ms a step")
+    outside = total - sum(one.seconds for one in kernels)
+    print(f"      {'outside':>18} {'':13} {1e3 * outside / count:8.3f} ms a step, {outside / total:.1%}", flush=True)
+    milliseconds = {one.name: 1e3 * one.seconds / count for one in kernels}
+    return {"ms_per_step": milliseconds, "outside_ms": 1e3 * outside / count, "outside_share": outside / total}
+
+
 def measure_peer(ours: Measurement, args: argparse.Namespace) -> Measurement:
     """The same batch by llama.cpp; its bytes are not known, and stand as ours."""
     python, gguf = args.peer
@@ -162,6 +181,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, help="default: torch's own choice")
     parser.add_argument("--peer", nargs=2, metavar=("PYTHON", "GGUF"), help="one with llama-cpp-python, and its model")
+    parser.add_argument("--profile", action="store_true", help="the time of each CPU kernel in a decode step, too")
     parser.add_argument("--name", default="decode", help="of the results file")
     return parser.parse_args()
 
@@ -229,6 +249,8 @@ def main() -> None:
         rows.append(report(result, limits, flops_per_token))
         if arguments.peer:
             rows[-1]["llama.cpp"] = compare(result, measure_peer(result, arguments))
+        if arguments.profile and device == "cpu":
+            rows[-1]["profile"] = profile(engine, batch, PROFILE_PROMPT, arguments.new)
     results = {"machine": describe(), "build": ops.build_info(), "settings": settings}
     path = write_results(arguments.name, results | {"limits": asdict(limits), "batches": rows})
     print(f"written to {path}")

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace tinyserve {
 
@@ -93,6 +94,16 @@ struct W8PackArgs {
   Dtype dtype;
 };
 
+// y[t, k] = (code[rows[t], k] - 128) * scale[rows[t], k/G] of such a weight
+struct W8EmbeddingArgs {
+  const int32_t* rows;      // [T], 0..N-1
+  const uint32_t* qweight;  // packed, see above
+  const float* scales;      // see above
+  void* y;                  // [T, K] dtype
+  int64_t tokens, k, group_size;
+  Dtype dtype;
+};
+
 // Of w4a8_linear and w8a8_linear
 struct Int8LinearArgs {
   const void* x;            // [M, K] dtype
@@ -177,6 +188,7 @@ struct PagedAttentionArgs {
   X(w4a16_gemv, W4A16Args)          \
   X(w4a16_gemm, W4A16Args)          \
   X(w8_pack, W8PackArgs)            \
+  X(w8_embedding, W8EmbeddingArgs)  \
   X(w4a8_linear, Int8LinearArgs)    \
   X(w8a8_linear, Int8LinearArgs)    \
   X(linear, LinearArgs)             \
@@ -218,6 +230,10 @@ struct Table {
 // otherwise. Throws std::invalid_argument for a name that is not compiled in or that this machine does not have.
 const char* current_isa();
 void select_isa(const char* name);
+
+// Between the two, every call of a kernel is counted and timed; the latter returns "name calls nanoseconds" lines.
+void start_profile();
+std::string end_profile();
 
 // Calls body(begin, end, context) for parts of [0, size), on as many threads as torch is set to use; parts are about
 // `grain` long or longer. A body must not throw. Defined in ops/parallel.cpp, upon run_on_pool of pool.cpp.

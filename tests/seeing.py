@@ -41,7 +41,7 @@ class SeeingModel(LlamaModel):
         assert self.may_run.wait(20)
         if self.failure is not None:
             raise self.failure
-        return [F.embedding(token_ids_of(tiles, self.config.vocab_size), self.embedding) for tiles, _ in images]
+        return [self.embedding(token_ids_of(tiles, self.config.vocab_size)) for tiles, _ in images]
 
     def tokens(self, image: ImageFile) -> list[int]:
         """The tokens that the image stands for."""

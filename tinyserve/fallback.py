@@ -112,6 +112,12 @@ def w8_pack(weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(per_element > 0, rounded / per_element, 0).round().to(torch.int8), scales
 
 
+def w8_embedding(rows: Tensor, qweight: Tensor, scales: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+    """Rows int [T] of the 8-bit weight [n, K] -> [T, K]."""
+    steps = scales[rows].repeat_interleave(qweight.shape[1] // scales.shape[1], 1)
+    return (qweight[rows].float() * steps).to(dtype)
+
+
 def w8a8_linear(x: Tensor, qweight: Tensor, scales: Tensor, bias: Tensor | None, n: int) -> Tensor:
     """x [M, K] rounded like the weight, times the 8-bit weight [n, K] transposed, plus bias [n] -> [M, n]."""
     check_rows("x", x, qweight.shape[1])

@@ -4,10 +4,11 @@ An op runs the compiled kernel of the tensor's device; where there is none it ru
 says so once. A packed weight belongs to the device it was packed on. Knows shapes and dtypes, no model.
 """
 
+import contextlib
 import functools
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,13 @@ def w8_pack(weight: Tensor) -> PackedWeight8:
     return PackedWeight8(*_kernel("w8_pack", weight.device.type)(weight), *weight.shape)
 
 
+def w8_embedding(rows: Tensor, weight: PackedWeight8, dtype: torch.dtype) -> Tensor:
+    """Rows int32 [T] of the 8-bit weight [N, K] -> [T, K] in `dtype`."""
+    kernel = _kernel("w8_embedding", rows.device.type)
+    result: Tensor = kernel(rows, weight.qweight, weight.scales, weight.n, dtype)
+    return result
+
+
 def w8a8_linear(x: Tensor, weight: PackedWeight8, bias: Tensor | None = None) -> Tensor:
     """x [M, K], rounded as in w4a8_linear, times the 8-bit weight [N, K] transposed, plus bias [N] -> [M, N]."""
     result: Tensor = _kernel("w8a8_linear", x.device.type)(x, weight.qweight, weight.scales, bias, weight.n)
@@ -236,6 +244,25 @@ def use_cpu_isa(name: str) -> None:
     torch.ops.tinyserve.cpu_isa(name)
 
 
+@dataclass(frozen=True)
+class KernelTime:
+    name: str
+    calls: int
+    seconds: float  # of all calls
+
+
+@contextlib.contextmanager
+def profile_cpu() -> Iterator[list[KernelTime]]:
+    """Yields a list that holds, once the block has ended, what each CPU kernel took in it."""
+    times: list[KernelTime] = []
+    torch.ops.tinyserve.cpu_profile(True)
+    try:
+        yield times
+    finally:
+        fields = [line.split() for line in torch.ops.tinyserve.cpu_profile(False).splitlines()]
+        times += [KernelTime(name, int(calls), int(nanoseconds) / 1e9) for name, calls, nanoseconds in fields]
+
+
 @functools.cache
 def _load(library: str) -> bool:
     """Loads tinyserve/_cpu or _cuda; says why where that fails."""
@@ -304,6 +331,10 @@ def _register_fakes() -> None:
         tiles, k = (weight.shape[0] + 31) // 32, weight.shape[1]
         scales = weight.new_empty(tiles, k // (64 if k % 64 == 0 else 32), 32, dtype=torch.float32)
         return weight.new_empty(tiles, k // 8, 2, 32, dtype=torch.int32), scales
+
+    @fake("tinyserve::w8_embedding")
+    def _(rows: Tensor, qweight: Tensor, scales: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+        return qweight.new_empty(rows.shape[0], qweight.shape[1] * 8, dtype=dtype)
 
     @fake("tinyserve::w8a8_linear")
     def _(x: Tensor, qweight: Tensor, scales: Tensor, bias: Tensor | None, n: int) -> Tensor:

@@ -1,7 +1,9 @@
-// dispatch.cpp — which instruction set's kernels run. Compiled once, for any processor.
+// dispatch.cpp — which instruction set's kernels run, and how long they take where somebody asks. Compiled once, for
+// any processor.
 #include "../kernels.h"
 
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -75,8 +77,52 @@ std::atomic<const Table*>& current() {
 const char* current_isa() { return current().load()->isa; }
 void select_isa(const char* name) { current() = find(name); }
 
+namespace {
+
+// One kernel's calls since start_profile(), from all threads.
+struct Spent {
+  const char* name;
+  std::atomic<int64_t> calls{0}, nanoseconds{0};
+};
+
+#define TINYSERVE_SPENT(op, Args) {.name = #op},
+Spent spent[] = {TINYSERVE_CPU_KERNELS(TINYSERVE_SPENT)};
+enum Index {
+#define TINYSERVE_INDEX(op, Args) k_##op,
+  TINYSERVE_CPU_KERNELS(TINYSERVE_INDEX)
+};
+std::atomic<bool> profiling{false};
+
+template <typename Args>
+void run(Index index, void (*kernel)(const Args&), const Args& args) {
+  if (!profiling.load(std::memory_order_relaxed)) return kernel(args);
+  const auto start = std::chrono::steady_clock::now();
+  kernel(args);
+  const auto time = std::chrono::steady_clock::now() - start;
+  spent[index].calls.fetch_add(1, std::memory_order_relaxed);
+  spent[index].nanoseconds.fetch_add(std::chrono::nanoseconds(time).count(), std::memory_order_relaxed);
+}
+
+}  // namespace
+
+void start_profile() {
+  for (Spent& one : spent) one.calls = one.nanoseconds = 0;
+  profiling = true;
+}
+
+std::string end_profile() {
+  profiling = false;
+  std::string lines;
+  for (const Spent& one : spent) {
+    if (one.calls > 0) {
+      lines += std::string(one.name) + " " + std::to_string(one.calls) + " " + std::to_string(one.nanoseconds) + "\n";
+    }
+  }
+  return lines;
+}
+
 #define TINYSERVE_DEFINE(op, Args) \
-  void op(const Args& args, void* /*stream*/) { current().load(std::memory_order_relaxed)->op(args); }
+  void op(const Args& args, void* /*stream*/) { run(k_##op, current().load(std::memory_order_relaxed)->op, args); }
 TINYSERVE_CPU_KERNELS(TINYSERVE_DEFINE)
 
 }  // namespace tinyserve::cpu

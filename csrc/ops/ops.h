@@ -2,6 +2,7 @@
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
 #include <string>
@@ -21,6 +22,8 @@ std::string w4a16_gemm_configs(const Tensor& like);
 Tensor w4a8_linear(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias,
                    int64_t n);
 std::tuple<Tensor, Tensor> w8_pack(const Tensor& weight);
+Tensor w8_embedding(const Tensor& rows, const Tensor& qweight, const Tensor& scales, int64_t n,
+                    torch::headeronly::ScalarType dtype);
 Tensor w8a8_linear(const Tensor& x, const Tensor& qweight, const Tensor& scales, const OptionalTensor& bias, int64_t n);
 Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias);
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, const OptionalTensor& residual);
@@ -32,5 +35,6 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
                        const Tensor& query_starts, const Tensor& context_lens, double scale,
                        const OptionalTensor& k_scales, const OptionalTensor& v_scales);
 std::string cpu_isa(const std::string& name);
+std::string cpu_profile(bool start);
 
 }  // namespace tinyserve

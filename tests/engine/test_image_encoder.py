@@ -50,8 +50,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def test_each_image_gets_its_own(model: SeeingModel, make_encoder: Callable[..., ImageEncoder]) -> None:
     lease = make_encoder().submit([IMAGES[0], IMAGES[1], IMAGES[0]])
     first, second, third = lease.embeddings.result(20)
-    torch.testing.assert_close(first, model.embedding[model.tokens(IMAGES[0])])
-    torch.testing.assert_close(second, model.embedding[model.tokens(IMAGES[1])])
+    torch.testing.assert_close(first, model.embedding(torch.tensor(model.tokens(IMAGES[0]))))
+    torch.testing.assert_close(second, model.embedding(torch.tensor(model.tokens(IMAGES[1]))))
     assert third is first
     assert model.runs == [2]
     assert min(lease.timing.decode_s, lease.timing.preprocess_s, lease.timing.vision_s) > 0

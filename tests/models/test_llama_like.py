@@ -55,7 +55,7 @@ def test_inserted_rows_take_the_place_of_their_tokens(tmp_path: Path) -> None:
     rows = torch.tensor([0, 8, 9, 20, 48])
     expected = flat_batch.logits(model, texts)
     others = torch.cat(texts)
-    embeddings = model.embedding[others[rows]]
+    embeddings = model.embedding(others[rows])
     others[rows] = 7
     got = flat_batch.logits(model, list(others.split([len(text) for text in texts])), Inserted(rows, embeddings))
     for one, other in zip(got, expected, strict=True):

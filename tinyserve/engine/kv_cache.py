@@ -5,12 +5,12 @@ It decides sizes. Which block belongs to whom is block_manager.py's business, wh
 
 import logging
 import math
-import mmap
 
 import torch
 
 from tinyserve.config import EngineConfig, KvCacheDtype
 from tinyserve.layers.attention import LayerCache
+from tinyserve.layers.huge_pages import huge_bytes
 from tinyserve.models.llama import LlamaModel
 
 _log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
         return torch.zeros(shape, dtype=dtype, device=device)
     # Pages that the system maps on first touch: a large cache costs nothing until it is used. An allocator would hand
     # out memory that was freed earlier, and clear it.
-    return torch.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)
+    return huge_bytes(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
 
 
 def _default_bytes(device: torch.device) -> int:

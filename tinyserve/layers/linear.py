@@ -3,8 +3,9 @@
 A model definition calls them without knowing which one it holds; models/weights.py decides that from the checkpoint.
 """
 
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 from typing_extensions import Self
@@ -54,6 +55,10 @@ class Linear:
     def num_bytes(self) -> int:
         return self.weight.numel() * self.weight.element_size()
 
+    def placed(self, place: Callable[[Tensor], Tensor]) -> "Linear":
+        """The same layer, its weight where `place` has copied it."""
+        return replace(self, weight=place(self.weight))
+
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, K] -> [T, N]."""
         return ops.linear(x, self.weight, self.bias)
@@ -76,8 +81,15 @@ class PackedLinear(Generic[Packed]):
 
     @property
     def num_bytes(self) -> int:
-        tensors = (part for part in vars(self.weight).values() if isinstance(part, Tensor))
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors().values())
+
+    def placed(self, place: Callable[[Tensor], Tensor]) -> Self:
+        """The same layer, its weight where `place` has copied it."""
+        parts: dict[str, Any] = {name: place(part) for name, part in self._tensors().items()}
+        return replace(self, weight=replace(self.weight, **parts))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: part for name, part in vars(self.weight).items() if isinstance(part, Tensor)}
 
 
 @dataclass(frozen=True, eq=False)

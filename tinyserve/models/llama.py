@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tinyserve.layers.attention import Attention, BatchLayout, LayerCache
@@ -125,10 +124,11 @@ class LlamaModel:
         self.dtype = weights.dtype
         self.device = weights.device
         cos_sin = cos_sin_table(config.rope, num_positions, weights.device)
-        self.embedding = weights.tensor("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))  # [V, C]
+        shape, tied = (config.vocab_size, config.hidden_size), config.tie_embeddings
+        self.embedding = weights.embedding(shape, is_output=tied)
         self.layers = [_layer(config, weights, index, cos_sin) for index in weights.progress(config.num_layers)]
         self.norm = _norm(config, weights, "model.norm")
-        self.lm_head = weights.lm_head(self.embedding, config.tie_embeddings)
+        self.lm_head = self.embedding.as_output() if tied else weights.lm_head(shape)
 
     @property
     def linears(self) -> list[LinearLayer]:
@@ -157,7 +157,7 @@ class LlamaModel:
         Returns:
             The final hidden states [R, C], normalised.
         """
-        residual = F.embedding(token_ids, self.embedding)
+        residual = self.embedding(token_ids)
         if inserted is not None:
             residual.index_copy_(0, inserted.rows, inserted.embeddings)
         delta: Tensor | None = None

@@ -6,6 +6,7 @@ and how a tensor is stored is the business of awq.formats.
 
 import logging
 from collections.abc import Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,8 +16,12 @@ from awq.formats import Checkpoint
 from awq.quantize import QuantizedTensor, dequantize
 from tinyserve.config import LoadIn
 from tinyserve.layers.bitsandbytes_linear import BitsAndBytesLinear, SideBySide
+from tinyserve.layers.embedding import Embedding, W8Embedding
+from tinyserve.layers.huge_pages import HugePages
 from tinyserve.layers.linear import Linear, LinearLayer, W4A8Linear, W4A16Linear, W8A8Linear
 from tinyserve.models import bitsandbytes_stored
+
+Placeable = TypeVar("Placeable", Linear, W4A8Linear, W4A16Linear, W8A8Linear)
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +35,7 @@ class WeightReader:
         device: where everything ends up.
         rounded: products with 4-bit weights and of the output layer are of int8 activations, the latter's weight too.
         load_in: how bitsandbytes quantizes linear layers of 16 bits, the output layer excepted; None: not at all.
+        pages: where weights of the CPU lie, in the order in which they are read here; None: pages of its own.
     """
 
     def __init__(
@@ -39,16 +45,18 @@ class WeightReader:
         device: torch.device,
         rounded: bool = False,
         load_in: LoadIn | None = None,
+        pages: HugePages | None = None,
     ) -> None:
         self.dtype = dtype
         self.device = device
         self._checkpoint = checkpoint
         self._rounded = rounded
         self._load_in = load_in
+        self._pages = pages or HugePages()
 
     def as_stored(self) -> "WeightReader":
         """The same without quantizing anything: for parts that stay in 16 bits."""
-        return WeightReader(self._checkpoint, self.dtype, self.device, self._rounded)
+        return WeightReader(self._checkpoint, self.dtype, self.device, self._rounded, pages=self._pages)
 
     def progress(self, num_layers: int) -> Iterator[int]:
         """The layers' indices, with a bar on a terminal."""
@@ -95,15 +103,22 @@ class WeightReader:
         """
         return self._linear(rows, in_features, self._load_in)
 
-    def lm_head(self, embedding: Tensor, tied: bool) -> LinearLayer:
-        """The output layer; `tied`: the embedding [V, C] itself."""
-        if tied:
-            layer: LinearLayer = Linear(embedding)
-        else:
-            layer = self._linear({"lm_head": embedding.shape[0]}, embedding.shape[1], load_in=None)
+    def embedding(self, shape: tuple[int, int], is_output: bool) -> Embedding | W8Embedding:
+        """The embedding [V, C]; `is_output`: the output layer is the same matrix, and is held as that would be."""
+        weight = self.tensor("model.embed_tokens.weight", shape)
+        if is_output and self._rounded:
+            return W8Embedding(self._placed(W8A8Linear.from_weight(weight)), self.dtype)
+        return Embedding(weight)
+
+    def lm_head(self, shape: tuple[int, int]) -> LinearLayer:
+        """The output layer [V, C] of a model where it is not the embedding."""
+        layer = self._linear({"lm_head": shape[0]}, shape[1], load_in=None)
         if self._rounded and isinstance(layer, Linear):
-            return W8A8Linear.from_weight(layer.weight, layer.bias)
+            return self._placed(W8A8Linear.from_weight(layer.weight, layer.bias))
         return layer
+
+    def _placed(self, layer: Placeable) -> Placeable:
+        return layer.placed(self._pages.place) if self.device.type == "cpu" else layer
 
     def _linear(self, rows: Mapping[str, int], in_features: int, load_in: LoadIn | None) -> LinearLayer:
         if load_in or any(bitsandbytes_stored.holds(self._checkpoint, name) for name in rows):
@@ -115,7 +130,9 @@ class WeightReader:
         }
         if len(quantized) == len(rows) and len({parts.config for parts in quantized.values()}) == 1:
             fused = _concatenate(list(quantized.values()))
-            return (W4A8Linear if self._rounded else W4A16Linear).from_quantized(fused, bias)
+            if self._rounded:
+                return self._placed(W4A8Linear.from_quantized(fused, bias))
+            return self._placed(W4A16Linear.from_quantized(fused, bias))
         if quantized:
             _log.warning("%s are quantized differently: this layer runs in %s", " and ".join(rows), self.dtype)
         weights = [
@@ -124,7 +141,7 @@ class WeightReader:
             else self.tensor(f"{name}.weight", (n, in_features))
             for name, n in rows.items()
         ]
-        return Linear(weights[0] if len(weights) == 1 else torch.cat(weights), bias)
+        return self._placed(Linear(weights[0] if len(weights) == 1 else torch.cat(weights), bias))
 
     def _require(self, name: str) -> None:
         if not self._checkpoint.has(name):
