@@ -182,13 +182,12 @@ class Build(build_ext):
         if include is None:
             raise SystemExit("--emulated needs the CUDA headers: install nvcc, or pip install nvidia-cuda-runtime")
         objects = self._ops(ninja, self._cuda_stems(), "emulated", "-DTINYSERVE_EMULATED")
-        flags = (
-            f"-O1 -g -std=c++20 -fPIC -fvisibility=hidden -isystem {include} -include {ROOT}/tests/emulator/emulator.h"
-        )
-        objects += [ninja.compile(file, f"{flags} -x c++", "emulated") for file in sources("csrc/cuda/*.cu")]
-        objects.append(
-            ninja.compile("tests/emulator/control.cpp", f"{flags} {STABLE_ABI} {self._torch_flags}", "emulated")
-        )
+        flags = f"-g -std=c++20 -fPIC -fvisibility=hidden -isystem {include}"
+        kernels = f"{flags} -O1 -include {ROOT}/tests/emulator/emulator.h -x c++"
+        for file in [*sources("csrc/cuda/*.cu"), *sources("tests/emulator/*.cu")]:
+            objects.append(ninja.compile(file, kernels, "emulated"))
+        for file in sources("tests/emulator/*.cpp"):  # what each instruction does: the tests' time
+            objects.append(ninja.compile(file, f"{flags} -O3 {STABLE_ABI} {self._torch_flags}", "emulated"))
         ninja.link(target, objects, self._torch_link)
 
 

@@ -25,21 +25,50 @@ void dispatch(Dtype dtype, const F& f) {
   }
 }
 
+struct LaunchOptions {
+  int cluster = 1;         // blocks, along x, that share their shared memory; sm_90 and up
+  bool dependent = false;  // may start before the kernel before it in the stream is done: see grid_dependency_wait()
+};
+
 // Starts a kernel on the GPU or, in the emulated build (tests/emulator), on the CPU; throws where the launch fails.
 template <typename... Params, typename... Args>
 void launch_kernel(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
-                   void* stream, Args... args) {
+                   void* stream, LaunchOptions options, Args... args) {
 #ifdef __CUDA_EMULATED__
-  emulator::launch(kernel, grid, block, shared_bytes, static_cast<cudaStream_t>(stream), Params(args)...);
+  (void)stream;
+  const emulator::Launch launch{name, grid, block, shared_bytes, options.cluster, options.dependent};
+  emulator::launch(kernel, launch, Params(args)...);
 #else
+  constexpr size_t kUnasked = 48 << 10;  // dynamic shared memory that a kernel has without asking
+  const auto check = [&](cudaError_t error) {
+    if (error != cudaSuccess) throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(error));
+  };
+  if (shared_bytes > kUnasked)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
+  cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, Params(args)...);
-  if (error != cudaSuccess) throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(error));
+  config.attrs = attributes;
+  if (options.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {unsigned(options.cluster), 1, 1};
+  }
+  if (options.dependent) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
+  check(cudaLaunchKernelEx(&config, kernel, Params(args)...));
 #endif
+}
+template <typename... Params, typename... Args>
+void launch_kernel(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+                   void* stream, Args... args) {
+  launch_kernel(name, kernel, grid, block, shared_bytes, stream, LaunchOptions{}, args...);
 }
 
 }  // namespace tinyserve::cuda

@@ -1,6 +1,9 @@
 // ptx.cuh — every instruction that has no C++ of its own, once: the instruction for the GPU, its meaning for the
-// emulator.
+// emulator. Here the loads, the bit operations and what a block is given; the others by noun: mma.cuh, async_copy.cuh.
 #pragma once
+
+#include "async_copy.cuh"
+#include "mma.cuh"
 
 #include <cuda_runtime.h>
 
@@ -36,5 +39,54 @@ __device__ inline uint32_t permute_bytes(uint32_t a, uint32_t b) {
   return result;
 #endif
 }
+
+// The same for data that nobody will ask for again: the first to leave the second-level cache too.
+__device__ inline uint4 load_evict_first_16(const void* from) {
+#ifdef __CUDA_EMULATED__
+  return *static_cast<const uint4*>(from);
+#else
+  uint4 value;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(from), "l"(evict_first_policy()));
+  return value;
+#endif
+}
+
+// Any function of three words bit by bit; bit 4a + 2b + c of the table is its value: (a & b) | c is 0xea.
+template <int kTable>
+__device__ inline uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
+  static_assert(0 <= kTable && kTable < 256);
+#ifdef __CUDA_EMULATED__
+  uint32_t result = 0;
+  if constexpr ((kTable & 0x01) != 0) result |= ~a & ~b & ~c;
+  if constexpr ((kTable & 0x02) != 0) result |= ~a & ~b & c;
+  if constexpr ((kTable & 0x04) != 0) result |= ~a & b & ~c;
+  if constexpr ((kTable & 0x08) != 0) result |= ~a & b & c;
+  if constexpr ((kTable & 0x10) != 0) result |= a & ~b & ~c;
+  if constexpr ((kTable & 0x20) != 0) result |= a & ~b & c;
+  if constexpr ((kTable & 0x40) != 0) result |= a & b & ~c;
+  if constexpr ((kTable & 0x80) != 0) result |= a & b & c;
+  return result;
+#else
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(result) : "r"(a), "r"(b), "r"(c), "n"(kTable));
+  return result;
+#endif
+}
+
+// The block's dynamic shared memory, on 1024 bytes. There is no other: static shared memory does not compile for the
+// emulator, whose blocks run at the same time in one address space.
+__device__ inline char* shared_memory() {
+#ifdef __CUDA_EMULATED__
+  return emulator::self->block->shared;
+#else
+  extern __shared__ __align__(1024) char dynamic_shared_memory[];
+  return dynamic_shared_memory;
+#endif
+}
+
+// What this thread has stored, or has seen stored, is seen by every other one that sees what it stores from now on.
+__device__ inline void threadfence() { __threadfence(); }
 
 }  // namespace tinyserve::cuda

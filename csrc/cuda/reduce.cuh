@@ -14,10 +14,9 @@ __device__ inline float warp_sum(float value) {
   return value;
 }
 
-// All threads of the block take part; blockDim.x is a multiple of a warp. One call per kernel: the next would need a
-// barrier before it overwrites `sums`.
-__device__ inline float block_sum(float value) {
-  __shared__ float sums[kMaxWarps];
+// All threads of the block take part; blockDim.x is a multiple of a warp. `sums`: [kMaxWarps] in shared memory, which a
+// barrier must separate from any other use.
+__device__ inline float block_sum(float value, float* sums) {
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize, warps = blockDim.x / kWarpSize;
   value = warp_sum(value);
   if (lane == 0) sums[warp] = value;

@@ -4,6 +4,7 @@
 // Rows of up to kMaxThreads * kMaxVecs * 16 bytes stay there; longer ones are read a second time, from the second-level
 // cache. Shapes: RmsNormArgs in kernels.h. Twin: cpu/rms_norm.cpp. Test: tests/kernels/test_rms_norm.py.
 #include "launch.cuh"
+#include "ptx.cuh"
 #include "reduce.cuh"
 #include "vec.cuh"
 
@@ -47,7 +48,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
   for (int i = kMaxVecs * blockDim.x + threadIdx.x; i < vecs; i += blockDim.x) add_squares(read(i));
 
-  const float scale = rsqrtf(block_sum(squares) / channels + eps);
+  const float scale = rsqrtf(block_sum(squares, reinterpret_cast<float*>(shared_memory())) / channels + eps);
   const auto write = [&](int i, const Vec<T>& h) {
     const Vec<T> w = load(weight + i * kVecSize<T>);
     Vec<T> result;
@@ -76,7 +77,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     if (residual != nullptr) h = float(residual[row + c] = T(h + float(residual[row + c])));
     squares += h * h;
   }
-  const float scale = rsqrtf(block_sum(squares) / channels + eps);
+  const float scale = rsqrtf(block_sum(squares, reinterpret_cast<float*>(shared_memory())) / channels + eps);
   const T* from = residual != nullptr ? residual : x;
   for (int c = threadIdx.x; c < channels; c += blockDim.x) {
     y[row + c] = T(float(from[row + c]) * scale * float(weight[c]));
@@ -90,9 +91,9 @@ void launch(const RmsNormArgs& a, void* stream) {
                      on_16_bytes(a.residual) && on_16_bytes(a.y);
   const int64_t items = whole ? a.channels / kVecSize<T> : a.channels;
   const int threads = int(std::min<int64_t>((items + kWarpSize - 1) / kWarpSize * kWarpSize, kMaxThreads));
-  launch_kernel("rms_norm", whole ? rms_norm_kernel<T> : rms_norm_ragged_kernel<T>, dim3(a.tokens), dim3(threads), 0,
-                stream, static_cast<const T*>(a.x), static_cast<const T*>(a.weight), static_cast<T*>(a.residual),
-                static_cast<T*>(a.y), int(a.channels), a.eps);
+  launch_kernel("rms_norm", whole ? rms_norm_kernel<T> : rms_norm_ragged_kernel<T>, dim3(a.tokens), dim3(threads),
+                kMaxWarps * sizeof(float), stream, static_cast<const T*>(a.x), static_cast<const T*>(a.weight),
+                static_cast<T*>(a.residual), static_cast<T*>(a.y), int(a.channels), a.eps);
 }
 
 }  // namespace

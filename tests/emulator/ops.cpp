@@ -1,0 +1,60 @@
+// ops.cpp — the emulator's own kernels as ops. Sizes are the tests' business.
+#include "kernels.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename T>
+T* data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+void gemm(const Tensor& a, const Tensor& b, const Tensor& out, bool transposed) {
+  const instructions::GemmArgs args{
+      .a = a.data_ptr(),
+      .b = b.data_ptr(),
+      .out = data<float>(out),
+      .m = int(out.size(0)),
+      .n = int(out.size(1)),
+      .k = int(a.size(transposed ? 0 : 1)),
+      .bf16 = a.scalar_type() == ScalarType::BFloat16,
+      .transposed = transposed,
+  };
+  instructions::gemm(args, nullptr);
+}
+
+void split_sum(const Tensor& x, const Tensor& workspace, const Tensor& counters, const Tensor& out) {
+  const instructions::SplitSumArgs args{
+      .x = data<float>(x),
+      .workspace = data<float>(workspace),
+      .counters = data<unsigned>(counters),
+      .out = data<float>(out),
+      .tiles = int(x.size(0)),
+      .parts = int(x.size(1)),
+  };
+  instructions::split_sum(args, nullptr);
+}
+
+void warp_functions(const Tensor& x, const Tensor& out) {
+  instructions::warp_functions(data<int>(x), data<int>(out), nullptr);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(tinyserve_emulated, m) {
+  m.def("test_gemm(Tensor a, Tensor b, Tensor(a!) out, bool transposed) -> ()");
+  m.def("test_split_sum(Tensor x, Tensor(a!) workspace, Tensor(b!) counters, Tensor(c!) out) -> ()");
+  m.def("test_warp_functions(Tensor x, Tensor(a!) out) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(tinyserve_emulated, CPU, m) {
+  m.impl("test_gemm", TORCH_BOX(&gemm));
+  m.impl("test_split_sum", TORCH_BOX(&split_sum));
+  m.impl("test_warp_functions", TORCH_BOX(&warp_functions));
+}
