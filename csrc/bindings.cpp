@@ -31,13 +31,21 @@
 
 #if defined(TINYSERVE_CUDA)
 
-STABLE_TORCH_LIBRARY_IMPL(tinyserve, CUDA, m) { m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm)); }
+STABLE_TORCH_LIBRARY_IMPL(tinyserve, CUDA, m) {
+  m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm));
+  m.impl("silu_mul", TORCH_BOX(&tinyserve::silu_mul));
+  m.impl("rope_kv_write", TORCH_BOX(&tinyserve::rope_kv_write));
+}
 
 #elif defined(TINYSERVE_EMULATED)
 
 STABLE_TORCH_LIBRARY(tinyserve_emulated, m) { TINYSERVE_SCHEMAS(m); }
 
-STABLE_TORCH_LIBRARY_IMPL(tinyserve_emulated, CPU, m) { m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm)); }
+STABLE_TORCH_LIBRARY_IMPL(tinyserve_emulated, CPU, m) {
+  m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm));
+  m.impl("silu_mul", TORCH_BOX(&tinyserve::silu_mul));
+  m.impl("rope_kv_write", TORCH_BOX(&tinyserve::rope_kv_write));
+}
 
 #else
 

@@ -181,9 +181,9 @@ def rope_kv_write(
         positions: int32 [T], rows of cos_sin.
         cos_sin: fp32 [P, R], R <= D: cosines in the first half of a row, sines in the second.
         slots: int32 [T], block * S + offset; -1 where nothing is to be written.
-        k_cache, v_cache: [blocks, Hkv, S, D], int8 where there are scales.
+        k_cache, v_cache: [blocks, Hkv, S, D], int8 (on a GPU also float8_e4m3fn) where there are scales.
         num_heads: H.
-        k_scales, v_scales: fp32 [blocks, Hkv, S]: a head's largest |element| over 127.
+        k_scales, v_scales: fp32 [blocks, Hkv, S]: a head's largest |element| over 127 (448).
 
     Returns:
         The rotated queries [T, H, D].
@@ -211,7 +211,7 @@ def paged_attention(
 
     Args:
         q: [T, H, D], the queries of all requests one after another.
-        k_cache, v_cache: [blocks, Hkv, S, D], int8 where there are scales.
+        k_cache, v_cache: [blocks, Hkv, S, D], int8 (on a GPU also float8_e4m3fn) where there are scales.
         block_tables: int32 [B, max_blocks], the blocks of each request in the order of their positions.
         query_starts: int32 [B + 1], request b's queries are rows query_starts[b] .. query_starts[b + 1] - 1.
         context_lens: int32 [B], keys of each request, its queries' own included.
