@@ -6,7 +6,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <vector>
 
 namespace tinyserve {
 
@@ -108,6 +110,14 @@ struct W8EmbeddingArgs {
   Dtype dtype;
 };
 
+// y[t, c] = weight[rows[t], c]
+struct EmbeddingArgs {
+  const int32_t* rows;  // [T], 0..V-1
+  const void* weight;   // [V, C]
+  void* y;              // [T, C]
+  int64_t tokens, row_bytes;
+};
+
 // Of w4a8_linear and w8a8_linear
 struct Int8LinearArgs {
   const void* x;            // [M, K] dtype
@@ -195,6 +205,7 @@ struct PagedAttentionArgs {
   X(w4a16_gemm, W4A16Args)          \
   X(w8_pack, W8PackArgs)            \
   X(w8_embedding, W8EmbeddingArgs)  \
+  X(embedding, EmbeddingArgs)       \
   X(w4a8_linear, Int8LinearArgs)    \
   X(w8a8_linear, Int8LinearArgs)    \
   X(linear, LinearArgs)             \
@@ -243,6 +254,11 @@ void select_isa(const char* name);
 // Between the two, every call of a kernel is counted and timed; the latter returns "name calls nanoseconds" lines.
 void start_profile();
 std::string end_profile();
+
+// Work that is done and, while this thread records, also kept, to be done again on the same memory.
+using Calls = std::vector<std::function<void()>>;
+void record_to(Calls* calls);  // from now on, in this thread; null: no longer
+void run_recorded(const std::function<void()>& work);
 
 // Calls body(begin, end, context) for parts of [0, size), on as many threads as torch is set to use; parts are about
 // `grain` long or longer. A body must not throw. Defined in ops/parallel.cpp, upon run_on_pool of pool.cpp.

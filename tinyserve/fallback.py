@@ -112,6 +112,11 @@ def w8_pack(weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(per_element > 0, rounded / per_element, 0).round().to(torch.int8), scales
 
 
+def embedding(rows: Tensor, weight: Tensor) -> Tensor:
+    """Rows int [T] of weight [V, C] -> [T, C]."""
+    return F.embedding(rows, weight)
+
+
 def w8_embedding(rows: Tensor, qweight: Tensor, scales: Tensor, n: int, dtype: torch.dtype) -> Tensor:
     """Rows int [T] of the 8-bit weight [n, K] -> [T, K]."""
     steps = scales[rows].repeat_interleave(qweight.shape[1] // scales.shape[1], 1)

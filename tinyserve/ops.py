@@ -8,6 +8,7 @@ import contextlib
 import functools
 import importlib
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,14 @@ def w8_pack(weight: Tensor) -> PackedWeight8:
         RuntimeError: K is no multiple of 32, or the dtype is not a float's.
     """
     return PackedWeight8(*_kernel("w8_pack", weight.device.type)(weight), *weight.shape)
+
+
+def embedding(rows: Tensor, weight: Tensor) -> Tensor:
+    """Rows int32 [T] of weight [V, C] -> [T, C]."""
+    if rows.device.type != "cpu":
+        return torch.nn.functional.embedding(rows, weight)
+    result: Tensor = _kernel("embedding", "cpu")(rows, weight)
+    return result
 
 
 def w8_embedding(rows: Tensor, weight: PackedWeight8, dtype: torch.dtype) -> Tensor:
@@ -263,6 +272,32 @@ def profile_cpu() -> Iterator[list[KernelTime]]:
         times += [KernelTime(name, int(calls), int(nanoseconds) / 1e9) for name, calls, nanoseconds in fields]
 
 
+def can_record(device: torch.device) -> bool:
+    """Whether a Tape can hold what these ops do on `device`."""
+    return device.type == "cpu" and _load("_cpu")
+
+
+class Tape:
+    """The CPU kernel calls of one piece of work, to be made again without what Python and torch add to each.
+
+    The work must compute with the ops of this module alone, and always on the same input tensors: between two replays
+    only their contents change. Its result is the same tensor each time.
+    """
+
+    def __init__(self, work: Callable[[], Tensor]) -> None:
+        torch.ops.tinyserve.tape_start()
+        try:
+            self.result = work()
+        finally:
+            self._number: int = torch.ops.tinyserve.tape_end()
+            weakref.finalize(self, torch.ops.tinyserve.tape_drop, self._number)
+
+    def replay(self) -> Tensor:
+        """Does the work again; returns its result, in the memory of the one before."""
+        torch.ops.tinyserve.tape_replay(self._number)
+        return self.result
+
+
 @functools.cache
 def _load(library: str) -> bool:
     """Loads tinyserve/_cpu or _cuda; says why where that fails."""
@@ -331,6 +366,10 @@ def _register_fakes() -> None:
         tiles, k = (weight.shape[0] + 31) // 32, weight.shape[1]
         scales = weight.new_empty(tiles, k // (64 if k % 64 == 0 else 32), 32, dtype=torch.float32)
         return weight.new_empty(tiles, k // 8, 2, 32, dtype=torch.int32), scales
+
+    @fake("tinyserve::embedding")
+    def _(rows: Tensor, weight: Tensor) -> Tensor:
+        return weight.new_empty(rows.shape[0], weight.shape[1])
 
     @fake("tinyserve::w8_embedding")
     def _(rows: Tensor, qweight: Tensor, scales: Tensor, n: int, dtype: torch.dtype) -> Tensor:

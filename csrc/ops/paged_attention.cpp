@@ -48,7 +48,7 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
   check_tensor(context_lens, "context_lens", {num_requests}, ScalarType::Int, q);
 
   const DeviceGuard guard(q.get_device());
-  Tensor y = torch::stable::empty_like(q);
+  Tensor y = allocate(q, {tokens, num_heads, head_dim});
   const PagedAttentionArgs args{
       .q = q.data_ptr(),
       .k_cache = k_cache.data_ptr(),

@@ -24,7 +24,7 @@ Tensor rope_kv_write(const Tensor& qkv, const Tensor& positions, const Tensor& c
   check_tensor(cos_sin, "cos_sin", {num_positions, rotary_dim}, ScalarType::Float, qkv);
 
   const DeviceGuard guard(qkv.get_device());
-  Tensor q = torch::stable::new_empty(qkv, {tokens, num_heads, head_dim});
+  Tensor q = allocate(qkv, {tokens, num_heads, head_dim});
   if (tokens == 0) return q;
   const RopeKvWriteArgs args{
       .qkv = qkv.data_ptr(),
