@@ -198,7 +198,7 @@ extensions = [
 if shutil.which("nvcc") and sources("csrc/cuda/*.cu"):
     extensions.append(Extension("tinyserve._cuda", sources=[], py_limited_api=True))
 
-TEST = ["pytest", "pytest-asyncio", "httpx", "hypothesis", "jsonschema", "regex", "peft", "bitsandbytes"]
+TEST = ["pytest", "pytest-asyncio", "httpx", "hypothesis", "jsonschema", "regex", "peft", "bitsandbytes", "matplotlib"]
 LINT = ["ruff", "mypy", "clang-format", "types-requests", "types-tqdm"]
 
 setup(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tinyserve import ops
@@ -15,7 +16,7 @@ class Embedding:
 
     def __call__(self, token_ids: Tensor) -> Tensor:
         """int [T] -> [T, C]."""
-        return ops.embedding(token_ids.int(), self.weight)
+        return F.embedding(token_ids, self.weight)
 
     def as_output(self) -> LinearLayer:
         """The same matrix as the output layer."""

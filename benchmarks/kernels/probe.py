@@ -1,0 +1,147 @@
+"""Tries every implementation on every case in processes of their own, before any is timed in the common one.
+
+A kernel that crashes or hangs then takes nobody with it, and what an implementation compiles at first use is compiled
+here, several at once, into caches on disk.
+
+    python -m benchmarks.kernels.probe NAME DEVICE [FOLDER] < cases.json     one process; a line of JSON for each case
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from benchmarks.kernels.comparison import DeviceLost, Reference, Weights, checked, describe, require_device
+from benchmarks.kernels.limits import Case
+from benchmarks.kernels.peers import registry
+from benchmarks.kernels.peers.folder import PeerFolder
+from benchmarks.kernels.peers.peer import Implementation, Unavailable
+from benchmarks.kernels.weights import random_activations
+from benchmarks.shapes import Shape
+
+ROOT = Path(__file__).parents[2]
+MAX_STARTS = 4  # of processes for the same cases: each one after the first follows a crash
+WORKERS = max(1, min(8, (os.cpu_count() or 2) // 2))
+POLL_S = 0.1
+COMMAND = [sys.executable, "-m", "benchmarks.kernels.probe"]
+
+Failures = dict[Case, str]
+
+
+def probe_all(
+    names: Sequence[str], cases: Sequence[Case], device: str, folder: Path | None, patience_s: float
+) -> dict[str, Failures]:
+    """What fails, by implementation; a case may take `patience_s`. One process for each name, or for each of its
+    shapes where it compiles for a shape."""
+    jobs: list[tuple[str, list[Case]]] = []
+    for name in names:
+        if name in registry.COMPILE_PER_SHAPE:
+            jobs += [(name, list(same)) for _, same in groupby(cases, lambda case: case.shape)]
+        else:
+            jobs.append((name, list(cases)))
+    failures: dict[str, Failures] = {name: {} for name in names}
+    with ThreadPoolExecutor(WORKERS) as pool:
+        found = pool.map(lambda job: probe(job[0], job[1], device, folder, patience_s), jobs)
+        for (name, _), failed in zip(jobs, found, strict=True):
+            failures[name] |= failed
+    return failures
+
+
+def probe(name: str, cases: list[Case], device: str, folder: Path | None, patience_s: float) -> Failures:
+    failures: Failures = {}
+    left = cases
+    for _ in range(MAX_STARTS):
+        answers, end = _one_process(name, left, device, folder, patience_s)
+        failures |= {case: why for case, why in zip(left, answers, strict=False) if why is not None}
+        left = left[len(answers) :]
+        if not left:
+            return failures
+        failures[left[0]] = end
+        left = left[1:]
+    return failures | dict.fromkeys(left, f"not tried: before it, {end}")
+
+
+def _one_process(
+    name: str, cases: list[Case], device: str, folder: Path | None, patience_s: float
+) -> tuple[list[str | None], str]:
+    """Why each case failed, None where it did not, of as many cases as it came to; and what ended it."""
+    command = [*COMMAND, name, device, *([str(folder)] if folder else [])]
+    with tempfile.TemporaryDirectory() as scratch:
+        asked, answered, log = (Path(scratch, file) for file in ("asked", "answered", "log"))
+        asked.write_text(json.dumps([asdict(case) for case in cases]))
+        with asked.open() as stdin, answered.open("wb") as stdout, log.open("wb") as stderr:
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
+            )
+            hung = _wait(process, answered, patience_s)
+        answers = [json.loads(line) for line in answered.read_text().splitlines()]
+        last_words = next(reversed(log.read_text(errors="replace").strip().splitlines()), "")
+    end = f"no answer in {patience_s:.0f} s" if hung else f"its process ended ({process.returncode}): {last_words}"
+    return answers, end
+
+
+def _wait(process: subprocess.Popen[bytes], answered: Path, patience_s: float) -> bool:
+    """Whether the process had to be ended, since nothing came from it for too long."""
+    size, since = 0, time.monotonic()
+    while process.poll() is None:
+        if answered.stat().st_size != size:
+            size, since = answered.stat().st_size, time.monotonic()
+        if time.monotonic() - since > patience_s:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return True
+        time.sleep(POLL_S)
+    return False
+
+
+def answer(implementation: Implementation, cases: Sequence[Case], device: str) -> Iterator[str | None]:
+    """Each case in turn; ends early where the GPU no longer answers."""
+    only: Mapping[str, Implementation] = {implementation.name: implementation}
+    for (shape, dtype, group_size), same in groupby(
+        cases, lambda case: (case.shape, case.torch_dtype, case.group_size)
+    ):
+        weights = Weights(shape, dtype, group_size, device)
+        weights.pack(only, copy=False)
+        dequantized = weights.weight.dequantized()
+        for case in same:
+            why = weights.failed.get(implementation.name)
+            if why is None:
+                x = random_activations(case.rows, shape.k, dtype, device)
+                try:
+                    packed = weights.copies[implementation.name][0]
+                    checked(case, implementation, x, packed, Reference(x, dequantized))
+                except Exception as error:
+                    why = describe(error)
+                    require_device()
+            yield why
+
+
+def main() -> None:
+    name, device, *folder = sys.argv[1:]
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a peer prints is no answer
+    encoded = json.load(sys.stdin)
+    cases = [Case(**{**case, "shape": Shape(**case["shape"])}) for case in encoded]
+    try:
+        implementation = registry.make(name, PeerFolder(Path(folder[0]) if folder else None), device)
+        for why in answer(implementation, cases, device):
+            print(json.dumps(why), file=answers)
+    except Unavailable as error:
+        print("\n".join([json.dumps(str(error))] * len(cases)), file=answers)
+    except DeviceLost as error:
+        raise SystemExit(f"the GPU no longer answers: {error}") from error
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()
