@@ -17,6 +17,7 @@
   m.def("w4a16_gemm_configs(Tensor like) -> str");                                                           \
   m.def("w4a8_linear(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n) -> Tensor");             \
   m.def("w8_pack(Tensor weight) -> (Tensor, Tensor)");                                                       \
+  m.def("embedding(Tensor rows, Tensor weight) -> Tensor");                                                  \
   m.def("w8_embedding(Tensor rows, Tensor qweight, Tensor scales, int n, ScalarType dtype) -> Tensor");      \
   m.def("w8a8_linear(Tensor x, Tensor qweight, Tensor scales, Tensor? bias, int n) -> Tensor");              \
   m.def("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");                                     \
@@ -31,13 +32,21 @@
 
 #if defined(TINYSERVE_CUDA)
 
-STABLE_TORCH_LIBRARY_IMPL(tinyserve, CUDA, m) { m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm)); }
+STABLE_TORCH_LIBRARY_IMPL(tinyserve, CUDA, m) {
+  m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm));
+  m.impl("silu_mul", TORCH_BOX(&tinyserve::silu_mul));
+  m.impl("rope_kv_write", TORCH_BOX(&tinyserve::rope_kv_write));
+}
 
 #elif defined(TINYSERVE_EMULATED)
 
 STABLE_TORCH_LIBRARY(tinyserve_emulated, m) { TINYSERVE_SCHEMAS(m); }
 
-STABLE_TORCH_LIBRARY_IMPL(tinyserve_emulated, CPU, m) { m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm)); }
+STABLE_TORCH_LIBRARY_IMPL(tinyserve_emulated, CPU, m) {
+  m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm));
+  m.impl("silu_mul", TORCH_BOX(&tinyserve::silu_mul));
+  m.impl("rope_kv_write", TORCH_BOX(&tinyserve::rope_kv_write));
+}
 
 #else
 
@@ -45,6 +54,10 @@ STABLE_TORCH_LIBRARY(tinyserve, m) {
   TINYSERVE_SCHEMAS(m);
   m.def("cpu_isa(str name=\"\") -> str");   // the instruction set in use; a name selects another
   m.def("cpu_profile(bool start) -> str");  // what the kernels took since it was last started
+  m.def("tape_start() -> ()");              // this thread's calls of kernels are kept, and what they work on,
+  m.def("tape_end() -> int");               // until here, under this number,
+  m.def("tape_replay(int tape) -> ()");     // and made again
+  m.def("tape_drop(int tape) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tinyserve, CPU, m) {
@@ -54,6 +67,7 @@ STABLE_TORCH_LIBRARY_IMPL(tinyserve, CPU, m) {
   m.impl("w4a16_gemm_configs", TORCH_BOX(&tinyserve::w4a16_gemm_configs));
   m.impl("w4a8_linear", TORCH_BOX(&tinyserve::w4a8_linear));
   m.impl("w8_pack", TORCH_BOX(&tinyserve::w8_pack));
+  m.impl("embedding", TORCH_BOX(&tinyserve::embedding));
   m.impl("w8_embedding", TORCH_BOX(&tinyserve::w8_embedding));
   m.impl("w8a8_linear", TORCH_BOX(&tinyserve::w8a8_linear));
   m.impl("linear", TORCH_BOX(&tinyserve::linear));
@@ -66,6 +80,10 @@ STABLE_TORCH_LIBRARY_IMPL(tinyserve, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(tinyserve, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&tinyserve::cpu_isa));
   m.impl("cpu_profile", TORCH_BOX(&tinyserve::cpu_profile));
+  m.impl("tape_start", TORCH_BOX(&tinyserve::tape_start));
+  m.impl("tape_end", TORCH_BOX(&tinyserve::tape_end));
+  m.impl("tape_replay", TORCH_BOX(&tinyserve::tape_replay));
+  m.impl("tape_drop", TORCH_BOX(&tinyserve::tape_drop));
 }
 
 #endif

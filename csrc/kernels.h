@@ -6,11 +6,17 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <vector>
 
 namespace tinyserve {
 
 enum class Dtype { kFloat, kHalf, kBFloat16 };  // of activations; sums are always fp32
+
+// Of the elements of a KV cache. Those of 8 bits have a scale for every head of a token: its largest |element| over the
+// largest code, 127 for int8, 448 for float8 (e4m3, which the CPU has no kernel for).
+enum class CacheDtype { kActivations, kInt8, kFloat8 };
 
 constexpr int kMaxHeadDim = 256;
 
@@ -104,6 +110,14 @@ struct W8EmbeddingArgs {
   Dtype dtype;
 };
 
+// y[t, c] = weight[rows[t], c]
+struct EmbeddingArgs {
+  const int32_t* rows;  // [T], 0..V-1
+  const void* weight;   // [V, C]
+  void* y;              // [T, C]
+  int64_t tokens, row_bytes;
+};
+
 // Of w4a8_linear and w8a8_linear
 struct Int8LinearArgs {
   const void* x;            // [M, K] dtype
@@ -149,28 +163,29 @@ struct SiluMulArgs {
 };
 
 // Rotates q and k by their positions, in pairs (i, i + R/2) of the first R elements of a head; writes k and v to the
-// cache. A cache of int8 has a scale for every head of a token, its largest |element| over 127.
+// cache. A NaN or infinity makes the scale of its head NaN.
 struct RopeKvWriteArgs {
   const void* qkv;           // [T, (H + 2 * Hkv) * D] dtype
   const int32_t* positions;  // [T] rows of cos_sin
   const float* cos_sin;      // [P, R] cos in the first half of a row, sin in the second
   const int32_t* slots;      // [T] block * S + offset; -1: not written
-  void* k_cache;             // [blocks, Hkv, S, D] dtype, or int8 where there are scales
+  void* k_cache;             // [blocks, Hkv, S, D] cache_dtype
   void* v_cache;             // as k_cache
-  float* k_scales;           // [blocks, Hkv, S], or null
+  float* k_scales;           // [blocks, Hkv, S]; null for a cache of the activations' dtype
   float* v_scales;           // as k_scales
   void* q;                   // out [T, H, D] dtype
   int64_t tokens, num_heads, num_kv_heads, head_dim, rotary_dim, block_size;
   Dtype dtype;
+  CacheDtype cache_dtype;
 };
 
 // Causal attention of a mixed batch over the paged cache. Query i of request b sits at position context_lens[b] - q_len
 // + i.
 struct PagedAttentionArgs {
   const void* q;                // [T, H, D] dtype
-  const void* k_cache;          // [blocks, Hkv, S, D] dtype, or int8 where there are scales
+  const void* k_cache;          // [blocks, Hkv, S, D] cache_dtype
   const void* v_cache;          // as k_cache
-  const float* k_scales;        // [blocks, Hkv, S], or null
+  const float* k_scales;        // [blocks, Hkv, S]; null for a cache of the activations' dtype
   const float* v_scales;        // as k_scales
   const int32_t* block_tables;  // [B, max_blocks]
   const int32_t* query_starts;  // [B + 1] first row of q of each request
@@ -179,6 +194,7 @@ struct PagedAttentionArgs {
   int64_t tokens, num_requests, max_blocks, num_heads, num_kv_heads, head_dim, block_size;
   float scale;
   Dtype dtype;
+  CacheDtype cache_dtype;
 };
 
 // The ops that each backend has: X(op, args struct). A line here, ops/<op>.cpp, cpu/<op>.cpp (cuda/<op>.cu), a line in
@@ -189,6 +205,7 @@ struct PagedAttentionArgs {
   X(w4a16_gemm, W4A16Args)          \
   X(w8_pack, W8PackArgs)            \
   X(w8_embedding, W8EmbeddingArgs)  \
+  X(embedding, EmbeddingArgs)       \
   X(w4a8_linear, Int8LinearArgs)    \
   X(w8a8_linear, Int8LinearArgs)    \
   X(linear, LinearArgs)             \
@@ -196,7 +213,10 @@ struct PagedAttentionArgs {
   X(silu_mul, SiluMulArgs)          \
   X(rope_kv_write, RopeKvWriteArgs) \
   X(paged_attention, PagedAttentionArgs)
-#define TINYSERVE_CUDA_KERNELS(X) X(rms_norm, RmsNormArgs)
+#define TINYSERVE_CUDA_KERNELS(X) \
+  X(rms_norm, RmsNormArgs)        \
+  X(silu_mul, SiluMulArgs)        \
+  X(rope_kv_write, RopeKvWriteArgs)
 
 // Both backends answer to the same calls; the CPU ignores the stream.
 #define TINYSERVE_DECLARE(op, Args) void op(const Args& args, void* stream);
@@ -234,6 +254,11 @@ void select_isa(const char* name);
 // Between the two, every call of a kernel is counted and timed; the latter returns "name calls nanoseconds" lines.
 void start_profile();
 std::string end_profile();
+
+// Work that is done and, while this thread records, also kept, to be done again on the same memory.
+using Calls = std::vector<std::function<void()>>;
+void record_to(Calls* calls);  // from now on, in this thread; null: no longer
+void run_recorded(const std::function<void()>& work);
 
 // Calls body(begin, end, context) for parts of [0, size), on as many threads as torch is set to use; parts are about
 // `grain` long or longer. A body must not throw. Defined in ops/parallel.cpp, upon run_on_pool of pool.cpp.

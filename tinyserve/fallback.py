@@ -112,6 +112,11 @@ def w8_pack(weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(per_element > 0, rounded / per_element, 0).round().to(torch.int8), scales
 
 
+def embedding(rows: Tensor, weight: Tensor) -> Tensor:
+    """Rows int [T] of weight [V, C] -> [T, C]."""
+    return F.embedding(rows, weight)
+
+
 def w8_embedding(rows: Tensor, qweight: Tensor, scales: Tensor, n: int, dtype: torch.dtype) -> Tensor:
     """Rows int [T] of the 8-bit weight [n, K] -> [T, K]."""
     steps = scales[rows].repeat_interleave(qweight.shape[1] // scales.shape[1], 1)
@@ -187,9 +192,9 @@ def rope_kv_write(
         positions: int32 [T].
         cos_sin: fp32 [P, R], R <= D: cosines in the first half of a row, sines in the second.
         slots: int32 [T], block * S + offset; -1 where nothing is to be written.
-        k_cache, v_cache: [blocks, Hkv, S, D], int8 where there are scales, written in place.
+        k_cache, v_cache: [blocks, Hkv, S, D], int8 or float8_e4m3fn where there are scales, written in place.
         num_heads: H.
-        k_scales, v_scales: fp32 [blocks, Hkv, S], written in place: a head's largest |element| over 127.
+        k_scales, v_scales: fp32 [blocks, Hkv, S], written in place: a head's largest |element| over 127 or 448.
 
     Returns:
         The rotated queries [T, H, D].
@@ -219,7 +224,7 @@ def rope_kv_write(
     else:
         heads = _rotate(k[written].float(), cos[written], sin[written]), v[written].float()
         for head, cache, scales in zip(heads, (k_cache, v_cache), (k_scales, v_scales), strict=True):
-            cache[block, :, offset], scales[block, :, offset] = _rounded(head)
+            cache[block, :, offset], scales[block, :, offset] = _rounded(head, cache.dtype)
     return _rotate(q, cos, sin)
 
 
@@ -245,7 +250,7 @@ def paged_attention(
         query_starts: int32 [B + 1], request b's queries are rows query_starts[b] .. query_starts[b + 1].
         context_lens: int32 [B], keys of each request, those of its queries included.
         scale: factor on the scores, commonly D ** -0.5.
-        k_scales, v_scales: fp32 [blocks, Hkv, S], of a cache of int8.
+        k_scales, v_scales: fp32 [blocks, Hkv, S], of a cache of 8 bits.
 
     Returns:
         [T, H, D].
@@ -283,11 +288,12 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([*(t.to(x.dtype) for t in turned), rest], dim=-1)
 
 
-def _rounded(heads: Tensor) -> tuple[Tensor, Tensor]:
-    """fp32 heads [T, Hkv, D] as int8, and the scale of each [T, Hkv]: NaN where an element is not finite."""
-    scales = heads.abs().amax(-1) / 127 + (heads * 0).sum(-1)
-    codes = (heads / scales.where(scales > 0, 1)[..., None]).round()
-    return codes.nan_to_num().to(torch.int8), scales
+def _rounded(heads: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """fp32 heads [T, Hkv, D] in 8 bits, and the scale of each [T, Hkv]: NaN where an element is not finite."""
+    largest = torch.finfo(dtype).max if dtype.is_floating_point else torch.iinfo(dtype).max
+    scales = heads.abs().amax(-1) / largest + (heads * 0).sum(-1)
+    codes = (heads / scales.where(scales > 0, 1)[..., None]).nan_to_num()
+    return (codes if dtype.is_floating_point else codes.round()).clamp(-largest, largest).to(dtype), scales
 
 
 def _in_floats(cache: Tensor, scales: Tensor | None, blocks: Tensor) -> Tensor:

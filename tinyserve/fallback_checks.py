@@ -53,11 +53,13 @@ def check_codes(codes: Tensor, scales: Tensor, zeros: Tensor) -> None:
 def check_caches(
     k_cache: Tensor, v_cache: Tensor, k_scales: Tensor | None, v_scales: Tensor | None, like: Tensor
 ) -> tuple[int, int, int, int]:
-    """The sizes of a cache, which is of the dtype of the activations `like`, or int8 with scales."""
+    """The sizes of a cache, which is of the dtype of the activations `like`, or int8 or float8_e4m3fn with scales."""
     check_float("activations", like)
     if (k_scales is None) != (v_scales is None):
         raise ValueError("k_scales and v_scales must come together")
     dtype = like.dtype if k_scales is None else torch.int8
+    if k_scales is not None and k_cache.dtype == torch.float8_e4m3fn:
+        dtype = torch.float8_e4m3fn
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         if cache.dtype != dtype:
             raise ValueError(f"{name} must be {dtype}, got {cache.dtype}")

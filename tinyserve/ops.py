@@ -8,6 +8,7 @@ import contextlib
 import functools
 import importlib
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +128,14 @@ def w8_pack(weight: Tensor) -> PackedWeight8:
     return PackedWeight8(*_kernel("w8_pack", weight.device.type)(weight), *weight.shape)
 
 
+def embedding(rows: Tensor, weight: Tensor) -> Tensor:
+    """Rows int32 [T] of weight [V, C] -> [T, C]."""
+    if rows.device.type != "cpu":
+        return torch.nn.functional.embedding(rows, weight)
+    result: Tensor = _kernel("embedding", "cpu")(rows, weight)
+    return result
+
+
 def w8_embedding(rows: Tensor, weight: PackedWeight8, dtype: torch.dtype) -> Tensor:
     """Rows int32 [T] of the 8-bit weight [N, K] -> [T, K] in `dtype`."""
     kernel = _kernel("w8_embedding", rows.device.type)
@@ -181,9 +190,9 @@ def rope_kv_write(
         positions: int32 [T], rows of cos_sin.
         cos_sin: fp32 [P, R], R <= D: cosines in the first half of a row, sines in the second.
         slots: int32 [T], block * S + offset; -1 where nothing is to be written.
-        k_cache, v_cache: [blocks, Hkv, S, D], int8 where there are scales.
+        k_cache, v_cache: [blocks, Hkv, S, D], int8 (on a GPU also float8_e4m3fn) where there are scales.
         num_heads: H.
-        k_scales, v_scales: fp32 [blocks, Hkv, S]: a head's largest |element| over 127.
+        k_scales, v_scales: fp32 [blocks, Hkv, S]: a head's largest |element| over 127 (448).
 
     Returns:
         The rotated queries [T, H, D].
@@ -211,7 +220,7 @@ def paged_attention(
 
     Args:
         q: [T, H, D], the queries of all requests one after another.
-        k_cache, v_cache: [blocks, Hkv, S, D], int8 where there are scales.
+        k_cache, v_cache: [blocks, Hkv, S, D], int8 (on a GPU also float8_e4m3fn) where there are scales.
         block_tables: int32 [B, max_blocks], the blocks of each request in the order of their positions.
         query_starts: int32 [B + 1], request b's queries are rows query_starts[b] .. query_starts[b + 1] - 1.
         context_lens: int32 [B], keys of each request, its queries' own included.
@@ -261,6 +270,32 @@ def profile_cpu() -> Iterator[list[KernelTime]]:
     finally:
         fields = [line.split() for line in torch.ops.tinyserve.cpu_profile(False).splitlines()]
         times += [KernelTime(name, int(calls), int(nanoseconds) / 1e9) for name, calls, nanoseconds in fields]
+
+
+def can_record(device: torch.device) -> bool:
+    """Whether a Tape can hold what these ops do on `device`."""
+    return device.type == "cpu" and _load("_cpu")
+
+
+class Tape:
+    """The CPU kernel calls of one piece of work, to be made again without what Python and torch add to each.
+
+    The work must compute with the ops of this module alone, and always on the same input tensors: between two replays
+    only their contents change. Its result is the same tensor each time.
+    """
+
+    def __init__(self, work: Callable[[], Tensor]) -> None:
+        torch.ops.tinyserve.tape_start()
+        try:
+            self.result = work()
+        finally:
+            self._number: int = torch.ops.tinyserve.tape_end()
+            weakref.finalize(self, torch.ops.tinyserve.tape_drop, self._number)
+
+    def replay(self) -> Tensor:
+        """Does the work again; returns its result, in the memory of the one before."""
+        torch.ops.tinyserve.tape_replay(self._number)
+        return self.result
 
 
 @functools.cache
@@ -331,6 +366,10 @@ def _register_fakes() -> None:
         tiles, k = (weight.shape[0] + 31) // 32, weight.shape[1]
         scales = weight.new_empty(tiles, k // (64 if k % 64 == 0 else 32), 32, dtype=torch.float32)
         return weight.new_empty(tiles, k // 8, 2, 32, dtype=torch.int32), scales
+
+    @fake("tinyserve::embedding")
+    def _(rows: Tensor, weight: Tensor) -> Tensor:
+        return weight.new_empty(rows.shape[0], weight.shape[1])
 
     @fake("tinyserve::w8_embedding")
     def _(rows: Tensor, qweight: Tensor, scales: Tensor, n: int, dtype: torch.dtype) -> Tensor:

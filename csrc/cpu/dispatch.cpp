@@ -1,5 +1,5 @@
-// dispatch.cpp — which instruction set's kernels run, and how long they take where somebody asks. Compiled once, for
-// any processor.
+// dispatch.cpp — which instruction set's kernels run; their calls are timed and kept where somebody asks. Compiled
+// once, for any processor.
 #include "../kernels.h"
 
 #include <atomic>
@@ -93,6 +93,8 @@ enum Index {
 };
 std::atomic<bool> profiling{false};
 
+thread_local Calls* recording = nullptr;
+
 template <typename Args>
 void run(Index index, void (*kernel)(const Args&), const Args& args) {
   if (!profiling.load(std::memory_order_relaxed)) return kernel(args);
@@ -121,8 +123,19 @@ std::string end_profile() {
   return lines;
 }
 
-#define TINYSERVE_DEFINE(op, Args) \
-  void op(const Args& args, void* /*stream*/) { run(k_##op, current().load(std::memory_order_relaxed)->op, args); }
+void record_to(Calls* calls) { recording = calls; }
+
+void run_recorded(const std::function<void()>& work) {
+  work();
+  if (recording != nullptr) recording->push_back(work);
+}
+
+#define TINYSERVE_DEFINE(op, Args)                                                      \
+  void op(const Args& args, void* /*stream*/) {                                         \
+    void (*const kernel)(const Args&) = current().load(std::memory_order_relaxed)->op;  \
+    run(k_##op, kernel, args);                                                          \
+    if (recording != nullptr) recording->push_back([=] { run(k_##op, kernel, args); }); \
+  }
 TINYSERVE_CPU_KERNELS(TINYSERVE_DEFINE)
 
 }  // namespace tinyserve::cpu

@@ -14,10 +14,10 @@ Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias)
   if (bias) check_tensor(*bias, "bias", {n}, x.scalar_type(), x);
 
   const DeviceGuard guard(x.get_device());
-  Tensor y = torch::stable::new_empty(x, {m, n});
+  Tensor y = allocate(x, {m, n});
   if (m == 0 || n == 0) return y;
   std::optional<Tensor> scratch;
-  if (dtype != Dtype::kFloat) scratch = torch::stable::new_empty(x, {m, k}, ScalarType::Float);
+  if (dtype != Dtype::kFloat) scratch = allocate(x, {m, k}, ScalarType::Float);
   const LinearArgs args{
       .x = x.data_ptr(),
       .scratch = scratch ? static_cast<float*>(scratch->data_ptr()) : nullptr,

@@ -22,6 +22,7 @@ std::string w4a16_gemm_configs(const Tensor& like);
 Tensor w4a8_linear(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias,
                    int64_t n);
 std::tuple<Tensor, Tensor> w8_pack(const Tensor& weight);
+Tensor embedding(const Tensor& rows, const Tensor& weight);
 Tensor w8_embedding(const Tensor& rows, const Tensor& qweight, const Tensor& scales, int64_t n,
                     torch::headeronly::ScalarType dtype);
 Tensor w8a8_linear(const Tensor& x, const Tensor& qweight, const Tensor& scales, const OptionalTensor& bias, int64_t n);
@@ -36,5 +37,9 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
                        const OptionalTensor& k_scales, const OptionalTensor& v_scales);
 std::string cpu_isa(const std::string& name);
 std::string cpu_profile(bool start);
+void tape_start();
+int64_t tape_end();
+void tape_replay(int64_t tape);
+void tape_drop(int64_t tape);
 
 }  // namespace tinyserve

@@ -42,13 +42,13 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
   STD_TORCH_CHECK(head_dim % 8 == 0 && 0 < head_dim && head_dim <= kMaxHeadDim,
                   "the head dimension must be a multiple of 8 up to ", kMaxHeadDim, ", got ", head_dim);
   check_tensor(q, "q", {tokens, num_heads, head_dim}, q.scalar_type(), q);
-  check_caches(k_cache, v_cache, k_scales, v_scales, q);
+  const CacheDtype cache_dtype = check_caches(k_cache, v_cache, k_scales, v_scales, q);
   check_tensor(block_tables, "block_tables", {num_requests, max_blocks}, ScalarType::Int, q);
   check_tensor(query_starts, "query_starts", {num_requests + 1}, ScalarType::Int, q);
   check_tensor(context_lens, "context_lens", {num_requests}, ScalarType::Int, q);
 
   const DeviceGuard guard(q.get_device());
-  Tensor y = torch::stable::empty_like(q);
+  Tensor y = allocate(q, {tokens, num_heads, head_dim});
   const PagedAttentionArgs args{
       .q = q.data_ptr(),
       .k_cache = k_cache.data_ptr(),
@@ -68,6 +68,7 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
       .block_size = block_size,
       .scale = float(scale),
       .dtype = dtype,
+      .cache_dtype = cache_dtype,
   };
 #if !defined(TINYSERVE_CUDA)
   check_requests(args, num_blocks);

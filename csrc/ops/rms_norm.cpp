@@ -12,7 +12,7 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, const Optiona
   if (residual) check_tensor(*residual, "residual", {tokens, channels}, x.scalar_type(), x);
 
   const DeviceGuard guard(x.get_device());
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = allocate(x, {tokens, channels});
   if (tokens == 0 || channels == 0) return y;
   const RmsNormArgs args{
       .x = x.data_ptr(),

@@ -15,7 +15,7 @@ Tensor rope_kv_write(const Tensor& qkv, const Tensor& positions, const Tensor& c
   const int64_t num_positions = cos_sin.size(0), rotary_dim = cos_sin.size(1);
   STD_TORCH_CHECK(num_heads > 0, "num_heads must be positive, got ", num_heads);
   check_tensor(qkv, "qkv", {tokens, (num_heads + 2 * num_kv_heads) * head_dim}, qkv.scalar_type(), qkv);
-  check_caches(k_cache, v_cache, k_scales, v_scales, qkv);
+  const CacheDtype cache_dtype = check_caches(k_cache, v_cache, k_scales, v_scales, qkv);
   STD_TORCH_CHECK(head_dim <= kMaxHeadDim, "the head dimension must be at most ", kMaxHeadDim, ", got ", head_dim);
   check_tensor(positions, "positions", {tokens}, ScalarType::Int, qkv);
   check_tensor(slots, "slots", {tokens}, ScalarType::Int, qkv);
@@ -24,7 +24,7 @@ Tensor rope_kv_write(const Tensor& qkv, const Tensor& positions, const Tensor& c
   check_tensor(cos_sin, "cos_sin", {num_positions, rotary_dim}, ScalarType::Float, qkv);
 
   const DeviceGuard guard(qkv.get_device());
-  Tensor q = torch::stable::new_empty(qkv, {tokens, num_heads, head_dim});
+  Tensor q = allocate(qkv, {tokens, num_heads, head_dim});
   if (tokens == 0) return q;
   const RopeKvWriteArgs args{
       .qkv = qkv.data_ptr(),
@@ -43,6 +43,7 @@ Tensor rope_kv_write(const Tensor& qkv, const Tensor& positions, const Tensor& c
       .rotary_dim = rotary_dim,
       .block_size = block_size,
       .dtype = dtype,
+      .cache_dtype = cache_dtype,
   };
 #if !defined(TINYSERVE_CUDA)  // what lies in this memory can be looked at for nothing
   check_range("positions", args.positions, tokens, 0, num_positions);

@@ -11,7 +11,7 @@ Tensor silu_mul(const Tensor& gate_up) {
   const int64_t tokens = gate_up.size(0), size = gate_up.size(1) / 2;
 
   const DeviceGuard guard(gate_up.get_device());
-  Tensor y = torch::stable::new_empty(gate_up, {tokens, size});
+  Tensor y = allocate(gate_up, {tokens, size});
   if (tokens == 0 || size == 0) return y;
   const SiluMulArgs args{
       .gate_up = gate_up.data_ptr(),

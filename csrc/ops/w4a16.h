@@ -35,8 +35,8 @@ inline W4A16Call prepare_w4a16(const Tensor& x, const Tensor& qweight, const Ten
   const int64_t columns = silu_mul ? n / 2 : n;
   if (residual) check_tensor(*residual, "residual", {m, columns}, x.scalar_type(), x);
 
-  W4A16Call call{.y = torch::stable::new_empty(x, {m, columns}), .scratch = std::nullopt, .args = {}};
-  if (needs_floats && dtype != Dtype::kFloat) call.scratch = torch::stable::new_empty(x, {m, k}, ScalarType::Float);
+  W4A16Call call{.y = allocate(x, {m, columns}), .scratch = std::nullopt, .args = {}};
+  if (needs_floats && dtype != Dtype::kFloat) call.scratch = allocate(x, {m, k}, ScalarType::Float);
   call.args = {
       .x = x.data_ptr(),
       .scratch = call.scratch ? static_cast<float*>(call.scratch->data_ptr()) : nullptr,

@@ -15,7 +15,7 @@ Tensor w4a16_gemm(const Tensor& x, const Tensor& qweight, const Tensor& qparams,
                   " does not run on this device");
   if (call.args.m == 0 || n == 0) return call.y;
   call.args.config = config < 0 ? cuda::choose_gemm_config(call.args) : int(config);
-  const Tensor workspace = torch::stable::new_empty(x, {cuda::gemm_workspace(call.args)}, ScalarType::Float);
+  const Tensor workspace = allocate(x, {cuda::gemm_workspace(call.args)}, ScalarType::Float);
   call.args.workspace = static_cast<float*>(workspace.data_ptr());
 #else
   STD_TORCH_CHECK(config == -1, "the CPU's w4a16_gemm has no configurations, got config=", config);

@@ -21,8 +21,8 @@ std::tuple<Tensor, Tensor> w4a16_pack(const Tensor& codes, const Tensor& scales,
   const DeviceGuard guard(codes.get_device());
   const int64_t tiles = (n + kPackColumns - 1) / kPackColumns;
   const int64_t param_bytes = scale_dtype == Dtype::kHalf ? kParamBytesHalf : kParamBytesFloat;
-  Tensor qweight = torch::stable::new_empty(codes, {tiles, k / kPackFactor, kPackColumns}, ScalarType::Int);
-  Tensor qparams = torch::stable::new_empty(codes, {tiles, groups, param_bytes});
+  Tensor qweight = allocate(codes, {tiles, k / kPackFactor, kPackColumns}, ScalarType::Int);
+  Tensor qparams = allocate(codes, {tiles, groups, param_bytes});
   bool codes_fit = true;
   const W4A16PackArgs args{
       .codes = static_cast<const uint8_t*>(codes.data_ptr()),

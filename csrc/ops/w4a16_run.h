@@ -30,18 +30,20 @@ void finish_w4a16(const T* product, const W4A16Args& a) {
   const int64_t columns = a.silu_mul ? a.n / 2 : a.n;
   const T* residual = static_cast<const T*>(a.residual);
   T* y = static_cast<T*>(a.y);
-  cpu::parallel_for(a.m, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin * columns; i < end * columns; ++i) {
-      float value;
-      if (a.silu_mul) {
-        const int64_t gate = i / kGateRows * 2 * kGateRows + i % kGateRows;  // a row's columns are whole tiles
-        const float g = float(product[gate]);
-        value = g / (1 + std::exp(-g)) * float(product[gate + kGateRows]);
-      } else {
-        value = float(product[i]);
+  cpu::run_recorded([=] {
+    cpu::parallel_for(a.m, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin * columns; i < end * columns; ++i) {
+        float value;
+        if (a.silu_mul) {
+          const int64_t gate = i / kGateRows * 2 * kGateRows + i % kGateRows;  // a row's columns are whole tiles
+          const float g = float(product[gate]);
+          value = g / (1 + std::exp(-g)) * float(product[gate + kGateRows]);
+        } else {
+          value = float(product[i]);
+        }
+        y[i] = T(residual == nullptr ? value : value + float(residual[i]));
       }
-      y[i] = T(residual == nullptr ? value : value + float(residual[i]));
-    }
+    });
   });
 }
 
@@ -49,7 +51,7 @@ template <typename Kernel>
 void run_w4a16(const Kernel& kernel, const W4A16Call& call, const Tensor& x) {
   W4A16Args product = call.args;
   if (!product.silu_mul && product.residual == nullptr) return kernel(product, nullptr);
-  const Tensor whole = torch::stable::new_empty(x, {product.m, product.n});
+  const Tensor whole = allocate(x, {product.m, product.n});
   product.y = whole.data_ptr();
   kernel(product, nullptr);
   switch (product.dtype) {

@@ -9,8 +9,8 @@ Tensor w4a8_linear(const Tensor& x, const Tensor& qweight, const Tensor& qparams
       prepare_w4a16(x, qweight, qparams, bias, n, std::nullopt, /*silu_mul=*/false, /*needs_floats=*/false);
   const W4A16Args& exact = call.args;
   const int64_t x_group = exact.group_size % kInt8Group == 0 ? kInt8Group : 32;
-  Tensor codes = torch::stable::new_empty(x, {exact.m, exact.k}, ScalarType::Char);
-  Tensor params = torch::stable::new_empty(x, {exact.m, exact.k / x_group, 2}, ScalarType::Float);
+  Tensor codes = allocate(x, {exact.m, exact.k}, ScalarType::Char);
+  Tensor params = allocate(x, {exact.m, exact.k / x_group, 2}, ScalarType::Float);
   const Int8LinearArgs args{
       .x = exact.x,
       .codes = static_cast<int8_t*>(codes.data_ptr()),

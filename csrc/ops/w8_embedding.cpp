@@ -14,7 +14,7 @@ Tensor w8_embedding(const Tensor& rows, const Tensor& qweight, const Tensor& sca
   check_range("rows", static_cast<const int32_t*>(rows.data_ptr()), tokens, 0, n);
 
   const DeviceGuard guard(qweight.get_device());
-  Tensor y = torch::stable::new_empty(scales, {tokens, k}, dtype);
+  Tensor y = allocate(scales, {tokens, k}, dtype);
   const W8EmbeddingArgs args{
       .rows = static_cast<const int32_t*>(rows.data_ptr()),
       .qweight = static_cast<const uint32_t*>(qweight.data_ptr()),

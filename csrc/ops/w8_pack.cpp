@@ -11,8 +11,8 @@ std::tuple<Tensor, Tensor> w8_pack(const Tensor& weight) {
   const int64_t group_size = k % kInt8Group == 0 ? kInt8Group : 32;
   const DeviceGuard guard(weight.get_device());
   const int64_t tiles = (n + kPackColumns - 1) / kPackColumns;
-  Tensor qweight = torch::stable::new_empty(weight, {tiles, k / 8, 2, kPackColumns}, ScalarType::Int);
-  Tensor scales = torch::stable::new_empty(weight, {tiles, k / group_size, kPackColumns}, ScalarType::Float);
+  Tensor qweight = allocate(weight, {tiles, k / 8, 2, kPackColumns}, ScalarType::Int);
+  Tensor scales = allocate(weight, {tiles, k / group_size, kPackColumns}, ScalarType::Float);
   const W8PackArgs args{
       .weight = weight.data_ptr(),
       .qweight = static_cast<uint32_t*>(qweight.data_ptr()),

@@ -16,9 +16,9 @@ Tensor w8a8_linear(const Tensor& x, const Tensor& qweight, const Tensor& scales,
   check_tensor(scales, "scales", {tiles, k / group_size, kPackColumns}, ScalarType::Float, x);
   if (bias) check_tensor(*bias, "bias", {n}, x.scalar_type(), x);
 
-  Tensor y = torch::stable::new_empty(x, {m, n});
-  Tensor codes = torch::stable::new_empty(x, {m, k}, ScalarType::Char);
-  Tensor params = torch::stable::new_empty(x, {m, k / group_size, 2}, ScalarType::Float);
+  Tensor y = allocate(x, {m, n});
+  Tensor codes = allocate(x, {m, k}, ScalarType::Char);
+  Tensor params = allocate(x, {m, k / group_size, 2}, ScalarType::Float);
   const Int8LinearArgs args{
       .x = x.data_ptr(),
       .codes = static_cast<int8_t*>(codes.data_ptr()),

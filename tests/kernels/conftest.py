@@ -53,3 +53,9 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         ops.use_cpu_isa(variant)
     yield "cpu" if name == "emulated" else name
     ops.use_cpu_isa(best)
+
+
+@pytest.fixture
+def is_cuda(request: pytest.FixtureRequest, device: str) -> bool:
+    """Whether the CUDA kernels compute, on a GPU or in the emulator."""
+    return not request.node.callspec.params["device"].startswith("cpu")

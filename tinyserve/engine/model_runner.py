@@ -10,11 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinyserve import ops
 from tinyserve.engine.insertion import insertion
 from tinyserve.engine.request import Request
 from tinyserve.engine.scheduler import Chunked, Step
 from tinyserve.layers.attention import BatchLayout, LayerCache
 from tinyserve.models.llama import LlamaModel
+
+# Requests of a decode step that is recorded. With more of them the kernels take so long that what is between them does
+# not matter; and every size that was recorded keeps its intermediate tensors.
+MAX_RECORDED = 8
 
 
 class _Input:
@@ -29,6 +34,10 @@ class _Input:
         part = self._tensor[:size]
         # a copy that returns before it is done would race with the next step's writes
         return part if self._device.type == "cpu" else part.to(self._device)
+
+
+def _is_small_decode(step: Step) -> bool:
+    return len(step.chunks) <= MAX_RECORDED and all(chunk.is_last and chunk.num_rows == 1 for chunk in step.chunks)
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,9 @@ class ModelRunner:
         self._lengths = _Input(max_requests, device)
         self._rows = _Input(max_tokens, device)
         self._tables = _Input(max_requests * max_blocks, device)
+        self._max_blocks = max_blocks
+        self._records = model.only_own_kernels and ops.can_record(device)
+        self._tapes: dict[int, ops.Tape] = {}  # of decode steps, by their number of requests
 
     def run(self, step: Step) -> tuple[list[Due], Tensor]:
         """Computes the step; Scheduler.complete says that it has run.
@@ -71,7 +83,10 @@ class ModelRunner:
             The requests whose next token is due, and the logits [R, V] of them and of their drafts.
         """
         num_requests = len(step.chunks)
-        num_blocks = max(len(chunk.request.block_ids) for chunk in step.chunks)
+        inserted = insertion(step)
+        is_recorded = self._records and inserted is None and _is_small_decode(step)
+        # a recorded step finds everything where the first one of its size had it
+        num_blocks = self._max_blocks if is_recorded else max(len(chunk.request.block_ids) for chunk in step.chunks)
         tables = self._tables.array[: num_requests * num_blocks].reshape(num_requests, num_blocks)
         due: list[Due] = []
         end = num_rows = 0
@@ -94,12 +109,24 @@ class ModelRunner:
             query_starts=self._starts.head(num_requests + 1),
             context_lens=self._lengths.head(num_requests),
         )
+        if is_recorded:
+            return due, self._decode(end, layout)
         rows = None if num_rows == end else self._rows.head(num_rows)  # in pure decode every row is wanted
-        inserted = insertion(step)
         if inserted is not None:  # the ids of placeholders are none of the vocabulary's
             np.maximum(self._token_ids.array[:end], 0, out=self._token_ids.array[:end])
         hidden = self._model.forward(self._token_ids.head(end), layout, self._caches, rows, inserted)
         return due, self._model.logits(hidden)
+
+    def _decode(self, size: int, layout: BatchLayout) -> Tensor:
+        """The logits [size, V] of a step of one token for each of `size` requests, in the same memory each time."""
+        tape = self._tapes.get(size)
+        if tape is not None:
+            return tape.replay()
+        ids = self._token_ids.head(size)
+        self._tapes[size] = tape = ops.Tape(
+            lambda: self._model.logits(self._model.forward(ids, layout, self._caches, rows=None))
+        )
+        return tape.result
 
     def _fill_tokens(self, chunk: Chunked, start: int, end: int) -> None:
         """Rows start..end of the flat batch: the request's tokens from `num_computed` on, then its drafts."""

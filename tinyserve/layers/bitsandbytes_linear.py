@@ -5,7 +5,7 @@ The settings are those that transformers and LLaVA load with. The library is imp
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ class BitsAndBytesLinear:
     out_features: int
     num_weights: int
     bias: Tensor | None = None  # [N]
+
+    own_kernel: ClassVar[bool] = False
 
     @classmethod
     def quantize(
@@ -105,6 +107,8 @@ class SideBySide:
     """Layers that share their input, each with its own statistics; outputs one beside the other."""
 
     layers: Sequence[LinearLayer]
+
+    own_kernel: ClassVar[bool] = False
 
     @property
     def out_features(self) -> int:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tinyserve import ops
@@ -16,7 +15,7 @@ class Embedding:
 
     def __call__(self, token_ids: Tensor) -> Tensor:
         """int [T] -> [T, C]."""
-        return F.embedding(token_ids, self.weight)
+        return ops.embedding(token_ids.int(), self.weight)
 
     def as_output(self) -> LinearLayer:
         """The same matrix as the output layer."""

@@ -5,7 +5,7 @@ A model definition calls them without knowing which one it holds; models/weights
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor
 from typing_extensions import Self
@@ -33,6 +33,11 @@ class LinearLayer(Protocol):
         """Bytes that one pass over the weight reads."""
         ...
 
+    @property
+    def own_kernel(self) -> bool:
+        """Whether the product is an op of tinyserve.ops, not another library's."""
+        ...
+
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
@@ -42,6 +47,8 @@ class Linear:
 
     weight: Tensor  # [N, K]
     bias: Tensor | None = None  # [N]
+
+    own_kernel: ClassVar[bool] = True
 
     @property
     def out_features(self) -> int:
@@ -70,6 +77,8 @@ class PackedLinear(Generic[Packed]):
 
     weight: Packed
     bias: Tensor | None = None  # [N]
+
+    own_kernel: ClassVar[bool] = True
 
     @property
     def out_features(self) -> int:

@@ -136,6 +136,11 @@ class LlamaModel:
         layers = [[x.attention.qkv, x.attention.out, x.mlp.gate_up, x.mlp.down] for x in self.layers]
         return [*itertools.chain.from_iterable(layers), self.lm_head]
 
+    @property
+    def only_own_kernels(self) -> bool:
+        """Whether text is computed by the ops of tinyserve.ops alone."""
+        return all(linear.own_kernel for linear in self.linears)
+
     @torch.inference_mode()
     def forward(
         self,
