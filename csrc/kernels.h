@@ -162,6 +162,12 @@ struct SiluMulArgs {
   Dtype dtype;
 };
 
+// In a block of keys [S, D] of one head, how many elements lie between a key and the next, and between a channel and
+// the next: D and 1, or 1 and S. With the latter a CPU's attention has a vector of keys for each channel as it is.
+struct KeyStrides {
+  int64_t key, channel;
+};
+
 // Rotates q and k by their positions, in pairs (i, i + R/2) of the first R elements of a head; writes k and v to the
 // cache. A NaN or infinity makes the scale of its head NaN.
 struct RopeKvWriteArgs {
@@ -169,12 +175,13 @@ struct RopeKvWriteArgs {
   const int32_t* positions;  // [T] rows of cos_sin
   const float* cos_sin;      // [P, R] cos in the first half of a row, sin in the second
   const int32_t* slots;      // [T] block * S + offset; -1: not written
-  void* k_cache;             // [blocks, Hkv, S, D] cache_dtype
-  void* v_cache;             // as k_cache
+  void* k_cache;             // [blocks, Hkv, S, D] cache_dtype, on a CPU with these strides
+  void* v_cache;             // [blocks, Hkv, S, D] cache_dtype
   float* k_scales;           // [blocks, Hkv, S]; null for a cache of the activations' dtype
   float* v_scales;           // as k_scales
   void* q;                   // out [T, H, D] dtype
   int64_t tokens, num_heads, num_kv_heads, head_dim, rotary_dim, block_size;
+  KeyStrides key_strides;
   Dtype dtype;
   CacheDtype cache_dtype;
 };
@@ -183,8 +190,8 @@ struct RopeKvWriteArgs {
 // + i.
 struct PagedAttentionArgs {
   const void* q;                // [T, H, D] dtype
-  const void* k_cache;          // [blocks, Hkv, S, D] cache_dtype
-  const void* v_cache;          // as k_cache
+  const void* k_cache;          // [blocks, Hkv, S, D] cache_dtype, on a CPU with these strides
+  const void* v_cache;          // [blocks, Hkv, S, D] cache_dtype
   const float* k_scales;        // [blocks, Hkv, S]; null for a cache of the activations' dtype
   const float* v_scales;        // as k_scales
   const int32_t* block_tables;  // [B, max_blocks]
@@ -192,6 +199,7 @@ struct PagedAttentionArgs {
   const int32_t* context_lens;  // [B] tokens in the cache, the queries' own included
   void* y;                      // [T, H, D] dtype
   int64_t tokens, num_requests, max_blocks, num_heads, num_kv_heads, head_dim, block_size;
+  KeyStrides key_strides;
   float scale;
   Dtype dtype;
   CacheDtype cache_dtype;

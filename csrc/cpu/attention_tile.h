@@ -1,5 +1,8 @@
 // attention_tile.h — the keys and values of one tile of a request's context, from the pages of the cache to panels.
 //
+// Keys come as vectors of the same channel of consecutive keys, as the cache of the engine holds them (KeyStrides in
+// kernels.h); from one in which a key's channels lie together they are gathered, slowly.
+//
 // Pages lie anywhere, so the processor cannot guess the next one: values are asked for while keys are read, the keys of
 // the next tile, be it another request's, while values are.
 #pragma once
@@ -36,6 +39,7 @@ class Tile {
   Tile(const PagedAttentionArgs& args, const Sizes& sizes)
       : a_(args),
         sizes_(sizes),
+        by_channel_(args.key_strides.key == 1 && args.block_size % kPanel == 0),
         keys_(static_cast<const Cache*>(a_.k_cache)),
         values_(static_cast<const Cache*>(a_.v_cache)) {}
 
@@ -48,6 +52,7 @@ class Tile {
   // Goes on to the tile that start() or the call before has located; `following` is the one after it.
   void next(const Place& following) {
     memcpy(rows_, next_rows_, sizeof rows_);
+    memcpy(key_at_, next_key_at_, sizeof key_at_);
     count_ = next_count_;
     if constexpr (kHasScales) {
       for (int64_t j = 0; j < count_; ++j) {
@@ -66,19 +71,34 @@ class Tile {
   int64_t num_panels() const { return (count_ + kPanel - 1) / kPanel; }
 
   // Panels of kPanel keys: [num_panels, key_depth, kPanel]. What a last panel holds past the keys is to be masked.
-  void turn_keys(int64_t first_panel, int64_t num_panels, Operand* panels) const {
+  void copy_keys(Operand* panels) const {
     const int64_t depth = sizes_.key_depth<Operand>();
-    const int64_t first = first_panel * kPanel, end = std::min(count_, first + num_panels * kPanel);
-    for (int64_t j = first; j < end; j += kWidth) {
-      Operand* panel = panels + (j - first) / kPanel * kPanel * depth + j % kPanel;
-      for (int64_t i = j; i < std::min(end, j + kWidth); ++i) prefetch(values_ + rows_[i] * sizes_.dim);
-      for (int64_t d = 0; d < depth; d += kWidth) {
-        Vec part[kWidth];
-        for (int i = 0; i < kWidth; ++i) part[i] = load_key(rows_[j + i], d);
-        transpose(part);
-        const int64_t steps = std::min<int64_t>(kWidth, depth - d);
-        for (int64_t i = 0; i < steps; ++i) memcpy(panel + (d + i) * kPanel, &part[i], sizeof part[i]);
+    for (int64_t j = 0; j < count_; j += kPanel) {
+      for (int64_t i = j; i < std::min(count_, j + kPanel); ++i) prefetch(values_ + rows_[i] * sizes_.dim);
+      for (int64_t i = 0; i < depth; ++i) {
+        OperandVec<Operand> parts[kPanelVecs];
+        load_keys(j, i, parts);
+        memcpy(panels + j * depth + i * kPanel, parts, sizeof parts);
       }
+    }
+  }
+
+  // For few rows: the same products as with panels, bit for bit, straight from the cache. rows [num_rows, key_depth]
+  // are `rows_stride` apart, products [num_rows, num_panels * kPanel] kTile.
+  void score(const Operand* rows, int64_t rows_stride, int64_t num_rows, int64_t num_panels, float* products) const {
+    switch (num_rows) {
+      case 1:
+        return score_rows<1>(rows, rows_stride, num_panels, products);
+      case 2:
+        return score_rows<2>(rows, rows_stride, num_panels, products);
+      case 3:
+        return score_rows<3>(rows, rows_stride, num_panels, products);
+      case 4:
+        return score_rows<4>(rows, rows_stride, num_panels, products);
+      case 5:
+        return score_rows<5>(rows, rows_stride, num_panels, products);
+      default:
+        return score_rows<kPanelRows>(rows, rows_stride, num_panels, products);
     }
   }
 
@@ -115,6 +135,39 @@ class Tile {
 
  private:
   template <int Rows>
+  void score_rows(const Operand* rows, int64_t rows_stride, int64_t num_panels, float* products) const {
+    constexpr int kPanels = panels_at_once(Rows);
+    int64_t panel = 0;
+    for (; panel + kPanels <= num_panels; panel += kPanels)
+      score_panels<Rows, kPanels>(rows, rows_stride, panel * kPanel, products);
+    for (; panel < num_panels; ++panel) score_panels<Rows, 1>(rows, rows_stride, panel * kPanel, products);
+  }
+
+  // Of keys [first, first + Panels * kPanel). Meanwhile the values of these keys are asked for.
+  template <int Rows, int Panels>
+  void score_panels(const Operand* rows, int64_t rows_stride, int64_t first, float* products) const {
+    constexpr int kVecs = Panels * kPanelVecs;
+    const int64_t depth = sizes_.key_depth<Operand>(), keys = std::min<int64_t>(Panels * kPanel, count_ - first);
+    Vec sums[Rows][kVecs];
+#pragma GCC unroll 8  // as in panels.h
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) sums[r][v] = Vec{};
+    int64_t asked = 0;
+    for (int64_t i = 0; i < depth; ++i) {
+      for (; asked * depth < (i + 1) * keys; ++asked) prefetch(values_ + rows_[first + asked] * sizes_.dim);
+      OperandVec<Operand> parts[kVecs];
+      for (int panel = 0; panel < Panels; ++panel) load_keys(first + panel * kPanel, i, parts + panel * kPanelVecs);
+      for (int r = 0; r < Rows; ++r)
+        for (int v = 0; v < kVecs; ++v) sums[r][v] = multiply_add(sums[r][v], rows[r * rows_stride + i], parts[v]);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) store(products + r * kTile + first + v * kWidth, sums[r][v]);
+  }
+
+  template <int Rows>
   void weigh_rows(const WeightedValues<Operand>& w) const {
     constexpr int kPanels = panels_at_once(Rows);
     int64_t d = 0;
@@ -149,14 +202,24 @@ class Tile {
       for (int v = 0; v < kVecs; ++v) store(w.out + r * w.out_stride + first + v * kWidth, sums[r][v]);
   }
 
-  // kWidth operands of a key from depth d on, as bits; zeros past its end.
-  Vec load_key(int64_t row, int64_t d) const {
-    const Cache* key = keys_ + row * sizes_.dim;
+  // Operand i of kPanel keys from key j on, j a multiple of kPanel: channel i, or as pairs channels 2i and 2i + 1.
+  void load_keys(int64_t j, int64_t i, OperandVec<Operand>* parts) const {
+    Cache gathered[kDepth<Operand>][kPanel];
     if constexpr (kDepth<Operand> == 1) {
-      return load_part(key + d, sizes_.dim - d);
+      const Cache* from = channel(j, i, gathered[0]);
+      for (int v = 0; v < kPanelVecs; ++v) parts[v] = load(from + v * kWidth);
     } else {
-      return as_float(load_pairs_part(key, 2 * d));
+      interleave(load_pairs(channel(j, 2 * i, gathered[0])), load_pairs(channel(j, 2 * i + 1, gathered[1])), parts[0],
+                 parts[1]);
     }
+  }
+
+  // One channel of kPanel keys, where it lies or put together in `gathered`.
+  const Cache* channel(int64_t j, int64_t d, Cache* gathered) const {
+    const Cache* from = keys_ + d * a_.key_strides.channel;
+    if (by_channel_) return from + key_at_[j];
+    for (int i = 0; i < kPanel; ++i) gathered[i] = from[key_at_[j + i]];
+    return gathered;
   }
 
   // Channels [d, d + kPanel) of the value of key j, or of the values of keys j and j + 1; zeros past their end.
@@ -178,23 +241,27 @@ class Tile {
     return load_pairs(padded);
   }
 
-  // Up to a whole vector of keys, the last one again.
+  // Up to a whole panel of keys, the last one again.
   void locate(const Place& place) {
     next_count_ = place.count;
     int64_t block = place.first_key / a_.block_size, offset = place.first_key % a_.block_size;
     for (int64_t j = 0; j < next_count_; ++j) {
       const int64_t first = (place.table[block] * a_.num_kv_heads + place.kv_head) * a_.block_size;
       next_rows_[j] = first + offset;
+      next_key_at_[j] = first * sizes_.dim + offset * a_.key_strides.key;
       if (++offset == a_.block_size) ++block, offset = 0;
     }
-    for (int64_t j = next_count_; j % kWidth != 0; ++j) next_rows_[j] = next_rows_[next_count_ - 1];
+    for (int64_t j = next_count_; j % kPanel != 0; ++j) {
+      next_rows_[j] = next_rows_[next_count_ - 1];
+      next_key_at_[j] = next_key_at_[next_count_ - 1];
+    }
   }
 
   void prefetch_next_key(int64_t j) const {
-    if (j < next_count_) prefetch(keys_ + next_rows_[j] * sizes_.dim);
+    if (j < next_count_) prefetch(keys_ + next_rows_[j] * sizes_.dim);  // by channel, the page's j-th part
   }
 
-  // one key or value, [D]
+  // one value, [D], or as much of the page of a key
   void prefetch(const Cache* row) const {
     const char* bytes = reinterpret_cast<const char*>(row);
     for (int64_t i = 0; i < sizes_.dim * int64_t(sizeof(Cache)); i += 64) __builtin_prefetch(bytes + i);
@@ -202,9 +269,11 @@ class Tile {
 
   const PagedAttentionArgs& a_;
   const Sizes& sizes_;
+  const bool by_channel_;
   const Cache *keys_, *values_;
-  int64_t count_ = 0, next_count_ = 0;      // keys of this tile and of the next
-  int64_t rows_[kTile], next_rows_[kTile];  // where they lie, in rows of D elements
+  int64_t count_ = 0, next_count_ = 0;          // keys of this tile and of the next
+  int64_t rows_[kTile], next_rows_[kTile];      // where they lie, in rows of D elements
+  int64_t key_at_[kTile], next_key_at_[kTile];  // where the first channel of their keys lies, in elements
   float key_scales_[kHasScales ? kTile : 1], value_scales_[kHasScales ? kTile : 1];
 };
 

@@ -5,8 +5,9 @@
 // Neither the rows computed together nor the thread that does so change a row's sums, so a token's output depends on
 // nothing but its own request: not on its neighbours, on chunks of prefill or on the number of threads.
 //
-// A row is one query of one head. All heads that share a key head are rows of one task, so keys and values are read and
-// turned into panels once for all of them. Long contexts with few rows are cut into tasks along the context.
+// A row is one query of one head. All heads that share a key head are rows of one task, so keys and values are read
+// and, for many rows, made into panels once for all of them. Long contexts with few rows are cut into tasks along the
+// context.
 #include "attention_plan.h"
 #include "attention_tile.h"
 #include "panels.h"
@@ -66,7 +67,7 @@ class Worker {
         queries_(max_rows * query_stride()),
         values_(max_rows * sizes_.padded_dim),
         running_(new Running[max_rows]),
-        key_panels_(kTile * sizes_.padded_dim),
+        key_panels_(max_rows > kPanelRows ? kTile * sizes_.padded_dim : 0),
         value_panels_(max_rows > kPanelRows ? kTile * sizes_.padded_dim : 0),
         scores_(kPanelRows * kTile),
         weights_(kPanelRows * kTile / kDepth<Operand>),
@@ -90,7 +91,7 @@ class Worker {
                  : is_ahead_              ? place(*following, following->first_tile)
                                           : Place{});
       if (keeps_panels_) {
-        tile_.turn_keys(0, tile_.num_panels(), key_panels_);
+        tile_.copy_keys(key_panels_);
         tile_.copy_values(value_panels_);
       }
       for (int64_t r = 0; r < rows; r += kPanelRows) {
@@ -171,7 +172,20 @@ class Worker {
       limit = std::max(limit, visible[i]);
     }
     const int64_t num_panels = (limit + kPanel - 1) / kPanel;
-    score(first_row, count, num_panels);
+    if (keeps_panels_) {
+      const int64_t depth = sizes_.key_depth<Operand>();
+      multiply<Operand>({.rows = queries_ + first_row * query_stride(),
+                         .panels = key_panels_,
+                         .out = scores_,
+                         .row_stride = query_stride(),
+                         .panel_stride = kPanel * depth,
+                         .out_stride = kTile,
+                         .depth = depth,
+                         .num_panels = num_panels},
+                        count);
+    } else {
+      tile_.score(queries_ + first_row * query_stride(), query_stride(), count, num_panels, scores_);
+    }
     constexpr int64_t kWeights = kTile / kDepth<Operand>;
     for (int64_t i = 0; i < count; ++i)
       softmax(scores_ + i * kTile, visible[i], num_panels * kPanel, weights_ + i * kWeights,
@@ -187,25 +201,6 @@ class Worker {
                        .depth = depth,
                        .num_panels = sizes_.padded_dim / kPanel},
                       count);
-  }
-
-  // Products of `count` queries with the keys of the tile's first panels.
-  void score(int64_t first_row, int64_t count, int64_t num_panels) {
-    const int64_t step = keeps_panels_ ? num_panels : panels_at_once(count);
-    for (int64_t panel = 0; panel < num_panels; panel += step) {
-      const int64_t at_once = std::min(step, num_panels - panel);
-      if (!keeps_panels_) tile_.turn_keys(panel, at_once, key_panels_);
-      const int64_t depth = sizes_.key_depth<Operand>();
-      multiply<Operand>({.rows = queries_ + first_row * query_stride(),
-                         .panels = key_panels_,
-                         .out = scores_ + panel * kPanel,
-                         .row_stride = query_stride(),
-                         .panel_stride = kPanel * depth,
-                         .out_stride = kTile,
-                         .depth = depth,
-                         .num_panels = at_once},
-                        count);
-    }
   }
 
   // Products [width] -> weights 2^(score - max), 0 from `visible` on; max_sum gets the maximum and the sum. 2^x is
@@ -236,11 +231,10 @@ class Worker {
   const Sizes sizes_;
   float* const partials_;
   Tile<T, Cache> tile_;
-  bool is_ahead_ = false;  // the tile has located the next task's keys
-  bool keeps_panels_ =
-      false;  // whether a tile's panels are made once for many rows, or piece by piece as they are needed
-  Buffer<Operand> queries_;  // [max_rows, padded_dim] in operands
-  Buffer<float> values_;     // [max_rows, padded_dim]
+  bool is_ahead_ = false;      // the tile has located the next task's keys
+  bool keeps_panels_ = false;  // whether a tile becomes panels, once for many rows
+  Buffer<Operand> queries_;    // [max_rows, padded_dim] in operands
+  Buffer<float> values_;       // [max_rows, padded_dim]
   std::unique_ptr<Running[]> running_;
   Buffer<Operand> key_panels_, value_panels_;
   Buffer<float> scores_;       // [kPanelRows, kTile]

@@ -40,6 +40,16 @@ void round_head(const float* head, int64_t head_dim, int8_t* codes, float* scale
   }
 }
 
+// One key [D] into its place in a block.
+template <typename T>
+void put_key(const T* key, T* to, int64_t head_dim, int64_t stride) {
+  if (stride == 1) {
+    memcpy(to, key, head_dim * sizeof(T));
+  } else {
+    for (int64_t d = 0; d < head_dim; ++d) to[d * stride] = key[d];
+  }
+}
+
 template <typename T>
 void run_token(const RopeKvWriteArgs& a, int64_t t) {
   const int64_t dim = a.head_dim;
@@ -50,16 +60,21 @@ void run_token(const RopeKvWriteArgs& a, int64_t t) {
   if (a.slots[t] < 0) return;
   const int64_t block = a.slots[t] / a.block_size, offset = a.slots[t] % a.block_size;
   for (int64_t h = 0; h < a.num_kv_heads; ++h, head += dim) {
-    const int64_t row = (block * a.num_kv_heads + h) * a.block_size + offset;
+    const int64_t page = (block * a.num_kv_heads + h) * a.block_size, row = page + offset;
+    const int64_t key_at = page * dim + offset * a.key_strides.key;
     const T* value = head + a.num_kv_heads * dim;
     if (a.k_scales == nullptr) {
-      rotate(head, turn, static_cast<T*>(a.k_cache) + row * dim, a.rotary_dim, dim);
+      T key[kMaxHeadDim];
+      rotate(head, turn, key, a.rotary_dim, dim);
+      put_key(key, static_cast<T*>(a.k_cache) + key_at, dim, a.key_strides.channel);
       memcpy(static_cast<T*>(a.v_cache) + row * dim, value, dim * sizeof(T));
       continue;
     }
     float exact[kMaxHeadDim];
     rotate(head, turn, exact, a.rotary_dim, dim);
-    round_head(exact, dim, static_cast<int8_t*>(a.k_cache) + row * dim, a.k_scales + row);
+    int8_t codes[kMaxHeadDim];
+    round_head(exact, dim, codes, a.k_scales + row);
+    put_key(codes, static_cast<int8_t*>(a.k_cache) + key_at, dim, a.key_strides.channel);
     convert(value, exact, dim);
     round_head(exact, dim, static_cast<int8_t*>(a.v_cache) + row * dim, a.v_scales + row);
   }

@@ -66,6 +66,7 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
       .num_kv_heads = num_kv_heads,
       .head_dim = head_dim,
       .block_size = block_size,
+      .key_strides = key_strides(k_cache),
       .scale = float(scale),
       .dtype = dtype,
       .cache_dtype = cache_dtype,

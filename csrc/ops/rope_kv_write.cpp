@@ -42,6 +42,7 @@ Tensor rope_kv_write(const Tensor& qkv, const Tensor& positions, const Tensor& c
       .head_dim = head_dim,
       .rotary_dim = rotary_dim,
       .block_size = block_size,
+      .key_strides = key_strides(k_cache),
       .dtype = dtype,
       .cache_dtype = cache_dtype,
   };

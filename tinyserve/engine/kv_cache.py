@@ -50,12 +50,26 @@ def num_blocks(model: LlamaModel, config: EngineConfig, context_length: int) -> 
 
 def allocate(model: LlamaModel, count: int, block_size: int, dtype: KvCacheDtype = "auto") -> list[LayerCache]:
     """One cache per layer, [count, Hkv, S, D] each; zeros, so that no garbage can ever turn into NaN."""
-    config = model.config
+    config, device = model.config, model.device
     shape = (count, config.num_kv_heads, block_size, config.head_dim)
-    tensors = [(shape, model.dtype)] * 2 if dtype == "auto" else [(shape, torch.int8)] * 2 + [(shape[:3], SCALE)] * 2
+    stored = model.dtype if dtype == "auto" else torch.int8
+    scales = 0 if dtype == "auto" else 2  # of keys and of values
     return [
-        LayerCache(*(_zeros(shape, dtype, model.device) for shape, dtype in tensors)) for _ in range(config.num_layers)
+        LayerCache(
+            _zero_keys(shape, stored, device),
+            _zeros(shape, stored, device),
+            *(_zeros(shape[:3], SCALE, device) for _ in range(scales)),
+        )
+        for _ in range(config.num_layers)
     ]
+
+
+def _zero_keys(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On a CPU the keys of a block lie channel by channel: attention then needs no transposition of them."""
+    if device.type != "cpu":
+        return _zeros(shape, dtype, device)
+    count, heads, block_size, head_dim = shape
+    return _zeros((count, heads, head_dim, block_size), dtype, device).transpose(2, 3)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
