@@ -54,9 +54,11 @@ STABLE_TORCH_LIBRARY(tinyserve, m) {
   TINYSERVE_SCHEMAS(m);
   m.def("cpu_isa(str name=\"\") -> str");   // the instruction set in use; a name selects another
   m.def("cpu_profile(bool start) -> str");  // what the kernels took since it was last started
-  m.def("tape_start() -> ()");              // this thread's calls of kernels are kept, and what they work on,
-  m.def("tape_end() -> int");               // until here, under this number,
-  m.def("tape_replay(int tape) -> ()");     // and made again
+  // This thread's calls of kernels are kept, and what they work on lies in `memory`, until the end. Then they can be
+  // made again by the number that it returns.
+  m.def("tape_start(Tensor memory) -> ()");
+  m.def("tape_end() -> int");
+  m.def("tape_replay(int tape) -> ()");
   m.def("tape_drop(int tape) -> ()");
 }
 

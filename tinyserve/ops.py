@@ -282,10 +282,15 @@ class Tape:
 
     The work must compute with the ops of this module alone, and always on the same input tensors: between two replays
     only their contents change. Its result is the same tensor each time.
+
+    Args:
+        work: what to do, once now.
+        memory: uint8 [bytes], where intermediate tensors and the result lie; what it has no room for lies elsewhere.
+            Tapes may share it, if nobody needs the result of one when another runs.
     """
 
-    def __init__(self, work: Callable[[], Tensor]) -> None:
-        torch.ops.tinyserve.tape_start()
+    def __init__(self, work: Callable[[], Tensor], memory: Tensor) -> None:
+        torch.ops.tinyserve.tape_start(memory)
         try:
             self.result = work()
         finally:

@@ -37,7 +37,7 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
                        const OptionalTensor& k_scales, const OptionalTensor& v_scales);
 std::string cpu_isa(const std::string& name);
 std::string cpu_profile(bool start);
-void tape_start();
+void tape_start(const Tensor& memory);
 int64_t tape_end();
 void tape_replay(int64_t tape);
 void tape_drop(int64_t tape);

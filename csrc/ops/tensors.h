@@ -45,19 +45,16 @@ struct DeviceGuard {
 inline void* current_stream(const Tensor&) { return nullptr; }
 #endif
 
-#if !defined(TINYSERVE_CUDA) && !defined(TINYSERVE_EMULATED)
-void keep_recorded(const Tensor& t);  // tape.cpp: what a recording's calls work on must outlive them
-#else
-inline void keep_recorded(const Tensor&) {}
-#endif
-
 // A tensor that nobody has written yet, where `like` lies; of its dtype where none is given.
+#if defined(TINYSERVE_CUDA) || defined(TINYSERVE_EMULATED)
 inline Tensor allocate(const Tensor& like, std::initializer_list<int64_t> sizes,
                        std::optional<ScalarType> dtype = std::nullopt) {
-  Tensor t = torch::stable::new_empty(like, sizes, dtype);
-  keep_recorded(t);
-  return t;
+  return torch::stable::new_empty(like, sizes, dtype);
 }
+#else  // tape.cpp: what a recording's calls work on must outlive them
+Tensor allocate(const Tensor& like, std::initializer_list<int64_t> sizes,
+                std::optional<ScalarType> dtype = std::nullopt);
+#endif
 
 template <typename Sizes>
 std::string shape(const Sizes& sizes) {

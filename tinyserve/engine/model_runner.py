@@ -15,11 +15,11 @@ from tinyserve.engine.insertion import insertion
 from tinyserve.engine.request import Request
 from tinyserve.engine.scheduler import Chunked, Step
 from tinyserve.layers.attention import BatchLayout, LayerCache
+from tinyserve.layers.huge_pages import huge_bytes
 from tinyserve.models.llama import LlamaModel
 
-# Requests of a decode step that is recorded. With more of them the kernels take so long that what is between them does
-# not matter; and every size that was recorded keeps its intermediate tensors.
-MAX_RECORDED = 8
+MAX_RECORDED = 64  # requests of a decode step; with more, what is between the kernels is nothing beside them
+TAPE_BYTES = 256 << 20  # for the intermediate tensors of the largest such step
 
 
 class _Input:
@@ -75,6 +75,7 @@ class ModelRunner:
         self._max_blocks = max_blocks
         self._records = model.only_own_kernels and ops.can_record(device)
         self._tapes: dict[int, ops.Tape] = {}  # of decode steps, by their number of requests
+        self._tape_memory = huge_bytes(TAPE_BYTES if self._records else 0)  # mapped on first touch
 
     def run(self, step: Step) -> tuple[list[Due], Tensor]:
         """Computes the step; Scheduler.complete says that it has run.
@@ -124,7 +125,7 @@ class ModelRunner:
             return tape.replay()
         ids = self._token_ids.head(size)
         self._tapes[size] = tape = ops.Tape(
-            lambda: self._model.logits(self._model.forward(ids, layout, self._caches, rows=None))
+            lambda: self._model.logits(self._model.forward(ids, layout, self._caches, rows=None)), self._tape_memory
         )
         return tape.result
 
