@@ -182,7 +182,7 @@ class Build(build_ext):
         if include is None:
             raise SystemExit("--emulated needs the CUDA headers: install nvcc, or pip install nvidia-cuda-runtime")
         objects = self._ops(ninja, self._cuda_stems(), "emulated", "-DTINYSERVE_EMULATED")
-        flags = f"-g -std=c++20 -fPIC -fvisibility=hidden -isystem {include}"
+        flags = f"-g -std=c++20 -fPIC -fvisibility=hidden -Wno-psabi -isystem {include}"
         kernels = f"{flags} -O1 -include {ROOT}/tests/emulator/emulator.h -x c++"
         for file in [*sources("csrc/cuda/*.cu"), *sources("tests/emulator/*.cu")]:
             objects.append(ninja.compile(file, kernels, "emulated"))

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../kernels.h"
+#include "device.cuh"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -57,7 +58,7 @@ void launch_kernel(const char* name, void (*kernel)(Params...), dim3 grid, dim3 
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim = {unsigned(options.cluster), 1, 1};
   }
-  if (options.dependent) {
+  if (options.dependent && current_device().compute_capability >= 90) {  // others run one after the other
     cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;

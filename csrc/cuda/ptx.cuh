@@ -1,9 +1,13 @@
 // ptx.cuh — every instruction that has no C++ of its own, once: the instruction for the GPU, its meaning for the
-// emulator. Here the loads, the bit operations and what a block is given; the others by noun: mma.cuh, async_copy.cuh.
+// emulator. Here the loads, the bit operations and what a block is given; the others by noun: mma.cuh, wgmma.cuh,
+// async_copy.cuh, barrier.cuh.
 #pragma once
 
 #include "async_copy.cuh"
+#include "barrier.cuh"
 #include "mma.cuh"
+#include "target.cuh"
+#include "wgmma.cuh"
 
 #include <cuda_runtime.h>
 
@@ -88,5 +92,22 @@ __device__ inline char* shared_memory() {
 
 // What this thread has stored, or has seen stored, is seen by every other one that sees what it stores from now on.
 __device__ inline void threadfence() { __threadfence(); }
+
+// A kernel launched as `dependent` runs beside the end of the one before it; from here on that one's stores are there.
+// Every block calls it, before it touches anything that an earlier kernel wrote or reads.
+__device__ inline void grid_dependency_wait() {
+#ifdef __CUDA_EMULATED__
+  emulator::grid_dependency_wait();
+#elif defined(TINYSERVE_SM90)
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif  // no kernel starts early on older GPUs
+}
+
+// The next kernel, if it is dependent, may start once all blocks are here or done.
+__device__ inline void grid_dependency_launch() {
+#if !defined(__CUDA_EMULATED__) && defined(TINYSERVE_SM90)
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 
 }  // namespace tinyserve::cuda

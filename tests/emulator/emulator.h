@@ -13,12 +13,16 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include "bulk_copy.h"
 #include "collective.h"
 #include "cp_async.h"
+#include "dependency.h"
 #include "grid.h"
 #include "intrinsics.h"
 #include "limits.h"
 #include "matrix.h"
+#include "mbarrier.h"
+#include "wgmma.h"
 
 // One copy would serve all blocks, which run at the same time.
 #undef __shared__

@@ -1,7 +1,11 @@
 // grid.cpp — see grid.h
 #include "grid.h"
 
+#include "bulk_copy.h"
+#include "dependency.h"
 #include "limits.h"
+#include "memory_fault.h"
+#include "wgmma.h"
 
 #include <algorithm>
 #include <cstring>
@@ -61,6 +65,11 @@ void Grid::wait(const char* what) {
   yield();
 }
 
+void Grid::abandon(std::string error) {
+  error_ = std::move(error);
+  yield();
+}
+
 void Grid::yield() { emulator_switch_fiber(&self->stack_pointer, scheduler_); }
 
 void Grid::wake(Thread& thread) {
@@ -115,10 +124,12 @@ void Grid::run_warp(Warp& warp) {
     for (unsigned i = 0; i < 32; ++i) {
       const unsigned lane = (start + i * stride) % 32;
       if ((warp.ready >> lane & 1) == 0) continue;
-      self = &warp.block->threads[first * 32 + lane];
-      emulator_switch_fiber(&scheduler_, self->stack_pointer);
+      Thread& thread = warp.block->threads[first * 32 + lane];
+      self = &thread;
+      emulator_switch_fiber(&scheduler_, thread.stack_pointer);
+      self = nullptr;
       if (!error_.empty()) throw std::runtime_error(error_);
-      if (self->done) warp.ready &= ~(1u << lane);
+      if (thread.done) warp.ready &= ~(1u << lane);
     }
   }
   if (warp.ready == 0) {
@@ -130,7 +141,10 @@ void Grid::run_warp(Warp& warp) {
 }
 
 void Grid::end(Cluster& cluster) {
+  check_copies_arrived(cluster);
   for (const auto& block : cluster.blocks) {
+    check_warpgroups(*block);
+    check_waited(*block);
     const std::vector<char>& memory = block->memory;
     const auto zone = memory.begin() + (block->shared - memory.data()) + launch.shared_bytes;
     if (std::any_of(zone, memory.end(), [](char byte) { return byte != kPoison; }))
@@ -167,7 +181,8 @@ void Grid::run() {
   while (true) {
     while (started < clusters && resident_.size() < most) start_cluster(order[started++]);
     if (resident_.empty()) return;
-    if (ready_.empty()) throw std::runtime_error(deadlock());
+    if ((ready_.empty() || random.below(4) == 0) && !let_a_copy_arrive() && ready_.empty())
+      throw std::runtime_error(deadlock());
     Warp& warp = *ready_[random.below(ready_.size())];
     Cluster& cluster = *warp.block->cluster;
     run_warp(warp);
@@ -202,6 +217,8 @@ void run(const Launch& launch, std::function<void()> body) {
   check_limits(launch);
   Grid running(launch, std::move(body));
   grid = &running;
+  const HiddenTensors hidden(launch);
+  const MemoryFaults faults;
   running.run();
 }
 

@@ -16,6 +16,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 namespace emulator {
@@ -42,6 +43,7 @@ using Waiters = std::vector<Thread*>;
 // Threads meet; the last one to arrive lets the others go.
 struct Barrier {
   int arrived = 0;
+  int expected = 0;           // of a named barrier
   int votes = 0, result = 0;  // of those who arrived with a yes; of the last round
   Waiters waiting;
 };
@@ -55,8 +57,9 @@ struct Meeting {
 
 struct Warp {
   Block* block = nullptr;
-  unsigned ready = 0;  // lanes that can go on
-  int place = -1;      // in the grid's list of warps with such lanes
+  unsigned ready = 0;                      // lanes that can go on
+  int place = -1;                          // in the grid's list of warps with such lanes
+  int products = 0, register_changes = 0;  // wgmma, setmaxnreg
   std::vector<Meeting> meetings;
 };
 
@@ -66,6 +69,36 @@ struct Copy {  // of cp.async, that has not arrived
   int bytes;
 };
 
+struct Wgmma {  // a lane's part of its warpgroup's products
+  struct Issued {
+    float* d;
+    int n;
+    const uint32_t* a;
+    uint32_t a_then[4];
+    uint64_t b_descriptor;
+    int element;
+  };
+  struct Accumulators {  // in use: what they hold is not in their registers
+    float* d;
+    std::vector<float> values;
+    int products;  // under way
+  };
+  bool fenced = false;
+  std::vector<std::vector<Issued>> groups{1};  // the last one is still open
+  std::vector<Accumulators> accumulators;
+  std::unordered_map<const void*, std::vector<uint32_t>> at_fence;  // registers of operands, and what they held there
+};
+
+struct BulkCopy {  // or tensor copy, that has not arrived
+  Block* block;    // where it goes
+  void* barrier;   // where it counts
+  uint32_t to;     // in shared memory
+  int bytes;
+  const char* from;
+  int64_t rows, columns;  // of a tensor, 16-bit elements
+  int x, y, box_rows;     // none for a bulk copy
+};
+
 struct Thread {
   Block* block;
   dim3 index;
@@ -73,6 +106,7 @@ struct Thread {
   bool done = false;
   const char* waits_for = nullptr;
   std::vector<std::vector<Copy>> copies{1};  // of each group; the last one is still open
+  Wgmma wgmma;
   void* stack_pointer = nullptr;
   std::optional<Stack> stack;
 };
@@ -88,7 +122,9 @@ struct Block {
   std::vector<Warp> warps;
   Barrier barriers[kBarriers];  // 0 is that of __syncthreads
   std::vector<char> memory;
-  char* shared;  // dynamic shared memory, on 1024 bytes
+  char* shared;                                 // dynamic shared memory, on 1024 bytes
+  std::unordered_map<void*, Thread*> unfenced;  // mbarriers whose initialisation this thread has not fenced
+  bool waited = false;                          // for the kernel before this one
 };
 
 struct Cluster {  // blocks that are resident together; of one block where nobody asked for more
@@ -112,12 +148,19 @@ class Grid {
 
   const Launch launch;
   Random random;
+  std::unordered_map<void*, Waiters> at_mbarrier;
+  std::vector<BulkCopy> in_flight;
+  std::optional<BulkCopy> arriving;  // chosen, with the thread that brings it
+  Thread* bringer = nullptr;
 
   // For the running thread: stops until wake(), or only lets others go first.
   void wait(const char* what);
   void yield();
   void wake(Waiters& waiters);
   void wake(Thread& thread);
+
+  // Gives up the running thread, which has touched memory that is not its own; from a signal's handler.
+  void abandon(std::string error);
 
  private:
   static void thread_main();

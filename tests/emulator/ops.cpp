@@ -45,16 +45,45 @@ void warp_functions(const Tensor& x, const Tensor& out) {
   instructions::warp_functions(data<int>(x), data<int>(out), nullptr);
 }
 
+void ring_sum(const Tensor& x, const Tensor& out) {
+  instructions::ring_sum(data<float>(x), data<float>(out), int(x.size(0)), nullptr);
+}
+
+void cluster_gemm(const Tensor& w, const Tensor& x, const Tensor& out, int64_t tile_m, int64_t mistake) {
+  const instructions::ClusterGemmArgs args{
+      .w = w.data_ptr(),
+      .x = x.data_ptr(),
+      .out = data<float>(out),
+      .m = int(x.size(0)),
+      .n = int(w.size(0)),
+      .k = int(x.size(1)),
+      .tile_m = int(tile_m),
+      .bf16 = x.scalar_type() == ScalarType::BFloat16,
+      .mistake = instructions::Mistake(mistake),
+  };
+  instructions::cluster_gemm(args, nullptr);
+}
+
+void copy(const Tensor& from, const Tensor& to, int64_t count) {
+  instructions::copy(data<float>(from), data<float>(to), int(count), nullptr);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(tinyserve_emulated, m) {
   m.def("test_gemm(Tensor a, Tensor b, Tensor(a!) out, bool transposed) -> ()");
   m.def("test_split_sum(Tensor x, Tensor(a!) workspace, Tensor(b!) counters, Tensor(c!) out) -> ()");
   m.def("test_warp_functions(Tensor x, Tensor(a!) out) -> ()");
+  m.def("test_ring_sum(Tensor x, Tensor(a!) out) -> ()");
+  m.def("test_cluster_gemm(Tensor w, Tensor x, Tensor(a!) out, int tile_m, int mistake) -> ()");
+  m.def("test_copy(Tensor source, Tensor(a!) to, int count) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tinyserve_emulated, CPU, m) {
   m.impl("test_gemm", TORCH_BOX(&gemm));
   m.impl("test_split_sum", TORCH_BOX(&split_sum));
   m.impl("test_warp_functions", TORCH_BOX(&warp_functions));
+  m.impl("test_ring_sum", TORCH_BOX(&ring_sum));
+  m.impl("test_cluster_gemm", TORCH_BOX(&cluster_gemm));
+  m.impl("test_copy", TORCH_BOX(&copy));
 }

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import reference
 import torch
+from emulator import guarded
 
 SEEDS = range(1, 9)
 
@@ -121,3 +122,95 @@ def test_warp_functions(emulated: Any) -> None:
         return torch.equal(out, expected)
 
     assert wrong_seeds(emulated, check) == []
+
+
+def ring_sum_is_right(ops: Any, chunks: int) -> Callable[[], bool]:
+    x = torch.randn(chunks, 128, generator=torch.Generator().manual_seed(0))
+
+    def check() -> bool:
+        out = torch.full((128,), torch.nan)
+        ops.test_ring_sum(x, out)
+        return bool(reference.relative_error(out, x.double().sum(0)) < 1e-6)
+
+    return check
+
+
+def test_bulk_copies_through_a_ring_of_barriers(emulated: Any) -> None:
+    assert wrong_seeds(emulated, ring_sum_is_right(emulated, 11)) == []
+
+
+@pytest.mark.parametrize("fault", ["barrier", "mbarrier_wait"])
+def test_a_ring_with_a_mistake_is_wrong(emulated: Any, fault: str) -> None:
+    emulated.set_fault(fault)
+    assert wrong_seeds(emulated, ring_sum_is_right(emulated, 11)) == list(SEEDS)
+
+
+def cluster_gemm_is_right(
+    ops: Any, dtype: torch.dtype, tile_m: int, m: int, n: int, k: int, mistake: int = 0
+) -> Callable[[], bool]:
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(n, k, generator=generator).to(dtype)
+    x = torch.randn(m, k, generator=generator).to(dtype)
+    expected = x.double() @ w.double().T
+
+    def check() -> bool:
+        out = torch.full((m, n), torch.nan)
+        ops.hide_before_wait(x)
+        ops.test_cluster_gemm(w, x, out, tile_m, mistake)
+        return bool(reference.relative_error(out, expected) < 1e-6)
+
+    return check
+
+
+@pytest.mark.parametrize("tile_m", [8, 24, 64, 256])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_warpgroup_products_of_tensor_copies(emulated: Any, dtype: torch.dtype, tile_m: int) -> None:
+    check = cluster_gemm_is_right(emulated, dtype, tile_m, m=tile_m + 3, n=72, k=328)
+    assert wrong_seeds(emulated, check, range(1, 4)) == []
+
+
+@pytest.mark.parametrize("fault", ["barrier", "mbarrier_wait", "wgmma_wait", "swizzle"])
+def test_a_cluster_gemm_with_a_fault_is_wrong(emulated: Any, fault: str) -> None:
+    emulated.set_fault(fault)
+    check = cluster_gemm_is_right(emulated, torch.float16, 24, m=20, n=72, k=328)
+    assert wrong_seeds(emulated, check) == list(SEEDS)
+
+
+# As in kernels.h: the message, or None where the result is wrong instead.
+MISTAKES = {
+    1: "wgmma without wgmma_fence",
+    2: "A changed after wgmma_fence",
+    3: "A changed before the product was waited for",
+    4: "D was written before the product was waited for",
+    6: "deadlock, no thread can go on: .* mbarrier_wait",
+    9: "initialisation was not fenced",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named(emulated: Any, mistake: int) -> None:
+    check = cluster_gemm_is_right(emulated, torch.float16, 24, m=20, n=72, k=328, mistake=mistake)
+    with pytest.raises(RuntimeError, match=MISTAKES[mistake]):
+        check()
+
+
+@pytest.mark.parametrize("mistake", [5, 7, 8])
+def test_a_mistake_makes_the_result_wrong(emulated: Any, mistake: int) -> None:
+    check = cluster_gemm_is_right(emulated, torch.float16, 24, m=20, n=72, k=328, mistake=mistake)
+    assert len(wrong_seeds(emulated, check)) > len(SEEDS) / 2
+
+
+@pytest.mark.parametrize("size", [64, 4096, 5000])
+def test_a_read_past_the_end_is_stopped(emulated: Any, size: int) -> None:
+    x, y = torch.arange(float(size)), torch.zeros(size + 4)
+    guarded.call(emulated.test_copy.default, x, y, size)
+    assert torch.equal(y[:size], x)
+    with pytest.raises(RuntimeError, match=r"copy: access to memory at .*, which is not there, in thread"):
+        guarded.call(emulated.test_copy.default, x, y, size + 4)
+
+
+def test_an_unknown_fault_or_gpu_is_refused(emulated: Any) -> None:
+    with pytest.raises(ValueError, match="no fault is called everything"):
+        emulated.set_fault("everything")
+    with pytest.raises(ValueError, match="no such GPU"):
+        emulated.set_gpu(4, 70)
