@@ -7,15 +7,22 @@
 #include <torch/csrc/stable/library.h>
 
 #define TINYSERVE_SCHEMAS(m)                                                                                 \
-  m.def("w4a16_pack(Tensor codes, Tensor scales, Tensor zeros) -> (Tensor, Tensor)");                        \
   m.def(                                                                                                     \
-      "w4a16_gemv(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n, Tensor? residual=None, "    \
-      "bool silu_mul=False) -> Tensor");                                                                     \
+      "w4a16_pack(Tensor codes, Tensor scales, Tensor zeros, ScalarType? dtype=None) -> "                    \
+      "(Tensor, Tensor)");                                                                                   \
   m.def(                                                                                                     \
-      "w4a16_gemm(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n, Tensor? residual=None, "    \
-      "bool silu_mul=False, int config=-1) -> Tensor");                                                      \
+      "w4a16_dequantize(Tensor qweight, Tensor qparams, int n, int k, int group_size, ScalarType dtype) "    \
+      "-> Tensor");                                                                                          \
+  m.def(                                                                                                     \
+      "w4a16_gemv(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n, int k, int group_size, "    \
+      "Tensor? residual=None, bool silu_mul=False) -> Tensor");                                              \
+  m.def(                                                                                                     \
+      "w4a16_gemm(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n, int k, int group_size, "    \
+      "Tensor? residual=None, bool silu_mul=False, int config=-1) -> Tensor");                               \
   m.def("w4a16_gemm_configs(Tensor like) -> str");                                                           \
-  m.def("w4a8_linear(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n) -> Tensor");             \
+  m.def(                                                                                                     \
+      "w4a8_linear(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n, int k, int group_size) "   \
+      "-> Tensor");                                                                                          \
   m.def("w8_pack(Tensor weight) -> (Tensor, Tensor)");                                                       \
   m.def("embedding(Tensor rows, Tensor weight) -> Tensor");                                                  \
   m.def("w8_embedding(Tensor rows, Tensor qweight, Tensor scales, int n, ScalarType dtype) -> Tensor");      \
@@ -30,23 +37,23 @@
       "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_tables, Tensor query_starts, " \
       "Tensor context_lens, float scale, Tensor? k_scales=None, Tensor? v_scales=None) -> Tensor")
 
+// The ops with a kernel for CUDA, which the emulated library has too.
+#define TINYSERVE_CUDA_OPS(m)                                          \
+  m.impl("w4a16_pack", TORCH_BOX(&tinyserve::w4a16_pack));             \
+  m.impl("w4a16_dequantize", TORCH_BOX(&tinyserve::w4a16_dequantize)); \
+  m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm));                 \
+  m.impl("silu_mul", TORCH_BOX(&tinyserve::silu_mul));                 \
+  m.impl("rope_kv_write", TORCH_BOX(&tinyserve::rope_kv_write))
+
 #if defined(TINYSERVE_CUDA)
 
-STABLE_TORCH_LIBRARY_IMPL(tinyserve, CUDA, m) {
-  m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm));
-  m.impl("silu_mul", TORCH_BOX(&tinyserve::silu_mul));
-  m.impl("rope_kv_write", TORCH_BOX(&tinyserve::rope_kv_write));
-}
+STABLE_TORCH_LIBRARY_IMPL(tinyserve, CUDA, m) { TINYSERVE_CUDA_OPS(m); }
 
 #elif defined(TINYSERVE_EMULATED)
 
 STABLE_TORCH_LIBRARY(tinyserve_emulated, m) { TINYSERVE_SCHEMAS(m); }
 
-STABLE_TORCH_LIBRARY_IMPL(tinyserve_emulated, CPU, m) {
-  m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm));
-  m.impl("silu_mul", TORCH_BOX(&tinyserve::silu_mul));
-  m.impl("rope_kv_write", TORCH_BOX(&tinyserve::rope_kv_write));
-}
+STABLE_TORCH_LIBRARY_IMPL(tinyserve_emulated, CPU, m) { TINYSERVE_CUDA_OPS(m); }
 
 #else
 
@@ -64,6 +71,7 @@ STABLE_TORCH_LIBRARY(tinyserve, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(tinyserve, CPU, m) {
   m.impl("w4a16_pack", TORCH_BOX(&tinyserve::w4a16_pack));
+  m.impl("w4a16_dequantize", TORCH_BOX(&tinyserve::w4a16_dequantize));
   m.impl("w4a16_gemv", TORCH_BOX(&tinyserve::w4a16_gemv));
   m.impl("w4a16_gemm", TORCH_BOX(&tinyserve::w4a16_gemm));
   m.impl("w4a16_gemm_configs", TORCH_BOX(&tinyserve::w4a16_gemm_configs));

@@ -55,9 +55,25 @@ struct W4A16PackArgs {
   const uint8_t* zeros;  // [N, K/G]
   uint32_t* qweight;     // out, see above
   uint8_t* qparams;      // out, see above
-  bool* codes_fit;       // out: false where a code is above 15
+  int32_t* faults;       // out: [kPackFaults] zeros; the kernel makes those of the faults it finds one
   int64_t n, k, group_size;
-  Dtype scale_dtype;
+  Dtype scale_dtype, kept_dtype;  // of the scales, given and in qparams
+};
+
+enum PackFault {
+  kCodeFault,   // a code above 15
+  kScaleFault,  // on CUDA: a scale that is not finite in the dtype that is kept
+  kZeroFault,   // on CUDA: a zero above kMaxZero
+  kPackFaults
+};
+
+// weight[n, k] = (code[n, k] - zero[n, k/G]) * scale[n, k/G], rounded once
+struct W4A16DequantizeArgs {
+  const uint32_t* qweight;  // packed, see above
+  const uint8_t* qparams;
+  void* weight;  // out [N, K] dtype
+  int64_t n, k, group_size;
+  Dtype scale_dtype, dtype;  // of the scales in qparams, of the result
 };
 
 // y[m, n] = bias[n] + sum over k of x[m, k] * (code[n, k] - zero[n, k/G]) * scale[n, k/G] + residual[m, n]
@@ -207,23 +223,26 @@ struct PagedAttentionArgs {
 
 // The ops that each backend has: X(op, args struct). A line here, ops/<op>.cpp, cpu/<op>.cpp (cuda/<op>.cu), a line in
 // bindings.cpp.
-#define TINYSERVE_CPU_KERNELS(X)    \
-  X(w4a16_pack, W4A16PackArgs)      \
-  X(w4a16_gemv, W4A16Args)          \
-  X(w4a16_gemm, W4A16Args)          \
-  X(w8_pack, W8PackArgs)            \
-  X(w8_embedding, W8EmbeddingArgs)  \
-  X(embedding, EmbeddingArgs)       \
-  X(w4a8_linear, Int8LinearArgs)    \
-  X(w8a8_linear, Int8LinearArgs)    \
-  X(linear, LinearArgs)             \
-  X(rms_norm, RmsNormArgs)          \
-  X(silu_mul, SiluMulArgs)          \
-  X(rope_kv_write, RopeKvWriteArgs) \
+#define TINYSERVE_CPU_KERNELS(X)           \
+  X(w4a16_pack, W4A16PackArgs)             \
+  X(w4a16_dequantize, W4A16DequantizeArgs) \
+  X(w4a16_gemv, W4A16Args)                 \
+  X(w4a16_gemm, W4A16Args)                 \
+  X(w8_pack, W8PackArgs)                   \
+  X(w8_embedding, W8EmbeddingArgs)         \
+  X(embedding, EmbeddingArgs)              \
+  X(w4a8_linear, Int8LinearArgs)           \
+  X(w8a8_linear, Int8LinearArgs)           \
+  X(linear, LinearArgs)                    \
+  X(rms_norm, RmsNormArgs)                 \
+  X(silu_mul, SiluMulArgs)                 \
+  X(rope_kv_write, RopeKvWriteArgs)        \
   X(paged_attention, PagedAttentionArgs)
-#define TINYSERVE_CUDA_KERNELS(X) \
-  X(rms_norm, RmsNormArgs)        \
-  X(silu_mul, SiluMulArgs)        \
+#define TINYSERVE_CUDA_KERNELS(X)          \
+  X(w4a16_pack, W4A16PackArgs)             \
+  X(w4a16_dequantize, W4A16DequantizeArgs) \
+  X(rms_norm, RmsNormArgs)                 \
+  X(silu_mul, SiluMulArgs)                 \
   X(rope_kv_write, RopeKvWriteArgs)
 
 // Both backends answer to the same calls; the CPU ignores the stream.

@@ -16,19 +16,21 @@ from tinyserve.fallback_checks import (
     check_codes,
     check_float,
     check_int32,
+    check_packed,
     check_range,
     check_rows,
     check_same_dtype,
 )
 
 
-def w4a16_pack(codes: Tensor, scales: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor]:
+def w4a16_pack(codes: Tensor, scales: Tensor, zeros: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """Packs a quantized weight for w4a16_gemv and w4a16_gemm.
 
     Args:
         codes: uint8 [N, K], values 0..15, K even.
         scales: float [N, K/G].
         zeros: uint8 [N, K/G].
+        dtype: of the activations; the layout serves all.
 
     Returns:
         qweight uint8 [N, K/2] and qparams fp32 [N, K/G, 2].
@@ -41,12 +43,14 @@ def w4a16_pack(codes: Tensor, scales: Tensor, zeros: Tensor) -> tuple[Tensor, Te
     return qweight, torch.stack([scales.float(), zeros.float()], dim=-1)
 
 
-def w4a16_dequantize(qweight: Tensor, qparams: Tensor) -> Tensor:
-    """The fp32 weight [N, K] that the packed pair stands for: (code - zero) * scale."""
-    n, half_k = qweight.shape
-    codes = torch.stack([qweight & 0xF, qweight >> 4], dim=-1).view(n, qparams.shape[1], -1).float()
+def w4a16_dequantize(
+    qweight: Tensor, qparams: Tensor, n: int, k: int, group_size: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The weight [n, k] that the packed pair stands for: (code - zero) * scale."""
+    check_packed(qweight, qparams, n, k, group_size)
+    codes = torch.stack([qweight & 0xF, qweight >> 4], dim=-1).view(n, -1, group_size).float()
     scale, zero = qparams[..., :1], qparams[..., 1:]
-    return ((codes - zero) * scale).view(n, 2 * half_k)
+    return ((codes - zero) * scale).view(n, k).to(dtype)
 
 
 def w4a16_gemm(
@@ -55,26 +59,22 @@ def w4a16_gemm(
     qparams: Tensor,
     bias: Tensor | None,
     n: int,
+    k: int,
+    group_size: int,
     residual: Tensor | None = None,
     silu_mul: bool = False,
     config: int = -1,
 ) -> Tensor:
-    """x [M, K] times the packed weight [n, K] transposed, plus bias [n], plus residual [M, n] -> [M, n] in x's dtype.
+    """x [M, k] times the packed weight [n, k] transposed, plus bias [n], plus residual [M, n] -> [M, n] in x's dtype.
 
     With `silu_mul`, of every 16 columns the first 8 are gates of the last 8: silu(gate) * up, plus residual, [M, n/2].
     """
-    check_rows("x", x, 2 * qweight.shape[1])
-    if qweight.shape[0] != n:
-        raise ValueError(f"qweight must have {n} rows, got {list(qweight.shape)}")
+    check_rows("x", x, k)
     if config != -1:
         raise ValueError(f"the PyTorch fallback has no configurations, got config={config}")
-    y = F.linear(x.float(), w4a16_dequantize(qweight, qparams), None if bias is None else bias.float())
-    if silu_mul:
-        gate, up = y.view(-1, n // 16, 2, 8).unbind(2)
-        y = (F.silu(gate) * up).flatten(1)
-    if residual is not None:
-        y = y + residual.float()
-    return y.to(x.dtype)
+    weight = w4a16_dequantize(qweight, qparams, n, k, group_size)
+    y = F.linear(x.float(), weight, None if bias is None else bias.float())
+    return w4a16_epilogue(y, residual, silu_mul).to(x.dtype)
 
 
 def w4a16_gemv(
@@ -83,11 +83,21 @@ def w4a16_gemv(
     qparams: Tensor,
     bias: Tensor | None,
     n: int,
+    k: int,
+    group_size: int,
     residual: Tensor | None = None,
     silu_mul: bool = False,
 ) -> Tensor:
     """The same as w4a16_gemm: nothing here depends on the number of rows."""
-    return w4a16_gemm(x, qweight, qparams, bias, n, residual, silu_mul)
+    return w4a16_gemm(x, qweight, qparams, bias, n, k, group_size, residual, silu_mul)
+
+
+def w4a16_epilogue(y: Tensor, residual: Tensor | None, silu_mul: bool) -> Tensor:
+    """What w4a16_gemm makes of the product and bias [M, n], in fp32."""
+    if silu_mul:
+        gate, up = y.float().unflatten(1, (-1, 2, 8)).unbind(2)
+        y = (F.silu(gate) * up).flatten(1)
+    return y if residual is None else y + residual.float()
 
 
 def w4a16_gemm_configs(like: Tensor) -> str:
@@ -95,12 +105,13 @@ def w4a16_gemm_configs(like: Tensor) -> str:
     return ""
 
 
-def w4a8_linear(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int) -> Tensor:
+def w4a8_linear(
+    x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int, k: int, group_size: int
+) -> Tensor:
     """As w4a16_gemm, with x rounded to int8 in groups of 64 (of 32 where the weight's groups ask for it)."""
-    check_rows("x", x, 2 * qweight.shape[1])
-    group_size = x.shape[1] // qparams.shape[1]
+    check_rows("x", x, k)
     rounded = _round_rows(x, 64 if group_size % 64 == 0 else 32)[0]
-    return w4a16_gemm(rounded, qweight, qparams, bias, n).to(x.dtype)
+    return w4a16_gemm(rounded, qweight, qparams, bias, n, k, group_size).to(x.dtype)
 
 
 def w8_pack(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,12 @@ def check_codes(codes: Tensor, scales: Tensor, zeros: Tensor) -> None:
         raise ValueError(f"zeros must be uint8 {list(scales.shape)}, got {zeros.dtype} {list(zeros.shape)}")
 
 
+def check_packed(qweight: Tensor, qparams: Tensor, n: int, k: int, group_size: int) -> None:
+    for name, t, shape in [("qweight", qweight, [n, k // 2]), ("qparams", qparams, [n, k // group_size, 2])]:
+        if list(t.shape) != shape:
+            raise ValueError(f"{name} must be {shape}, got {list(t.shape)}")
+
+
 def check_caches(
     k_cache: Tensor, v_cache: Tensor, k_scales: Tensor | None, v_scales: Tensor | None, like: Tensor
 ) -> tuple[int, int, int, int]:

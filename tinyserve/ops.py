@@ -35,21 +35,35 @@ class PackedWeight:
     k: int
     group_size: int
 
+    def takes(self, dtype: torch.dtype) -> bool:
+        """Whether the kernels multiply activations of this dtype: on CUDA that one alone that it is packed for."""
+        return self.qparams.dtype not in (torch.float16, torch.bfloat16) or self.qparams.dtype == dtype
 
-def w4a16_pack(codes: Tensor, scales: Tensor, zeros: Tensor) -> PackedWeight:
+
+def w4a16_pack(codes: Tensor, scales: Tensor, zeros: Tensor, *, dtype: torch.dtype | None = None) -> PackedWeight:
     """Brings a quantized weight into the layout that the kernels of its device read.
 
     Args:
         codes: uint8 [N, K], each 0..15.
         scales: float [N, K/G], G in GROUP_SIZES or K, a multiple of 32.
-        zeros: uint8 [N, K/G].
+        zeros: uint8 [N, K/G]; on CUDA up to 63.
+        dtype: of the activations. CUDA keeps the scales in it where it has 16 bits, else in their own, else in fp16;
+            the CPU's layout serves all.
 
     Raises:
-        RuntimeError: a shape, dtype, group size or code is not allowed.
+        RuntimeError: a shape, dtype, group size, code or zero is not allowed, or on CUDA a scale is not finite in the
+            dtype that it is kept in.
     """
-    qweight, qparams = _kernel("w4a16_pack", codes.device.type)(codes, scales, zeros)
+    qweight, qparams = _kernel("w4a16_pack", codes.device.type)(codes, scales, zeros, dtype)
     n, k = codes.shape
     return PackedWeight(qweight, qparams, n, k, k // scales.shape[1])
+
+
+def w4a16_dequantize(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
+    """(code - zero) * scale -> [N, K] of the given dtype, rounded once."""
+    kernel = _kernel("w4a16_dequantize", weight.qweight.device.type)
+    result: Tensor = kernel(weight.qweight, weight.qparams, weight.n, weight.k, weight.group_size, dtype)
+    return result
 
 
 def w4a16_gemv(
@@ -57,7 +71,8 @@ def w4a16_gemv(
 ) -> Tensor:
     """As w4a16_gemm, for x [M, K] of up to GEMV_MAX_ROWS rows."""
     kernel = _kernel("w4a16_gemv", x.device.type)
-    result: Tensor = kernel(x, weight.qweight, weight.qparams, bias, weight.n, residual, silu_mul)
+    sizes = weight.n, weight.k, weight.group_size
+    result: Tensor = kernel(x, weight.qweight, weight.qparams, bias, *sizes, residual, silu_mul)
     return result
 
 
@@ -77,7 +92,8 @@ def w4a16_gemm(
         config: one of w4a16_gemm_configs' tile configurations; -1: the one that suits the shape.
     """
     kernel = _kernel("w4a16_gemm", x.device.type)
-    result: Tensor = kernel(x, weight.qweight, weight.qparams, bias, weight.n, residual, silu_mul, config)
+    sizes = weight.n, weight.k, weight.group_size
+    result: Tensor = kernel(x, weight.qweight, weight.qparams, bias, *sizes, residual, silu_mul, config)
     return result
 
 
@@ -95,8 +111,24 @@ def w4a16_linear(
         rows = None if residual is None else residual.reshape(-1, residual.shape[-1])
         y = w4a16_linear(x.reshape(-1, weight.k), weight, bias, rows, silu_mul)
         return y.view(*x.shape[:-1], y.shape[-1])
+    if not weight.takes(x.dtype):
+        return _dequantized_linear(x, weight, bias, residual, silu_mul)
     multiply = w4a16_gemv if x.shape[0] <= GEMV_MAX_ROWS else w4a16_gemm
     return multiply(x, weight, bias, residual, silu_mul)
+
+
+def _dequantized_linear(
+    x: Tensor, weight: PackedWeight, bias: Tensor | None, residual: Tensor | None, silu_mul: bool
+) -> Tensor:
+    """What has no kernel: the whole weight in x's dtype, and torch's product."""
+    _say_once(f"w4a16_linear has no kernel for {x.dtype} and a weight packed for {weight.qparams.dtype}: dequantized")
+    y = fallback.linear(x, w4a16_dequantize(weight, x.dtype), bias)
+    return fallback.w4a16_epilogue(y, residual, silu_mul).to(x.dtype)
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    _log.warning(message)
 
 
 def w4a8_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
@@ -105,7 +137,8 @@ def w4a8_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> 
     Returns:
         [M, N]. Inside a group all is integer arithmetic, several times faster on a CPU than w4a16_linear.
     """
-    result: Tensor = _kernel("w4a8_linear", x.device.type)(x, weight.qweight, weight.qparams, bias, weight.n)
+    kernel = _kernel("w4a8_linear", x.device.type)
+    result: Tensor = kernel(x, weight.qweight, weight.qparams, bias, weight.n, weight.k, weight.group_size)
     return result
 
 
@@ -332,10 +365,21 @@ def _register_fakes() -> None:
     fake = torch.library.register_fake
 
     @fake("tinyserve::w4a16_pack")
-    def _(codes: Tensor, scales: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor]:
-        tiles, k, groups = (codes.shape[0] + 31) // 32, codes.shape[1], scales.shape[1]
-        param_bytes = 96 if scales.dtype == torch.float16 else 160
+    def _(codes: Tensor, scales: Tensor, zeros: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        (n, k), groups = codes.shape, scales.shape[1]
+        if codes.is_cuda:
+            blocks_n, blocks_k, group_size = (n + 63) // 64, (k + 63) // 64, k // groups
+            sixteen_bits = (d for d in (dtype, scales.dtype) if d in (torch.float16, torch.bfloat16))
+            padded_groups = (blocks_k * 64 + group_size - 1) // group_size
+            kept = next(sixteen_bits, torch.float16)
+            qweight = codes.new_empty(blocks_n, blocks_k, 4, 32, 4, dtype=torch.int32)
+            return qweight, codes.new_empty(blocks_n, padded_groups, 4, 8, 2, 2, dtype=kept)
+        tiles, param_bytes = (n + 31) // 32, 96 if scales.dtype == torch.float16 else 160
         return codes.new_empty(tiles, k // 8, 32, dtype=torch.int32), codes.new_empty(tiles, groups, param_bytes)
+
+    @fake("tinyserve::w4a16_dequantize")
+    def _(qweight: Tensor, qparams: Tensor, n: int, k: int, group_size: int, dtype: torch.dtype) -> Tensor:
+        return qweight.new_empty(n, k, dtype=dtype)
 
     @fake("tinyserve::w4a16_gemv")
     def _(
@@ -344,6 +388,8 @@ def _register_fakes() -> None:
         qparams: Tensor,
         bias: Tensor | None,
         n: int,
+        k: int,
+        group_size: int,
         residual: Tensor | None = None,
         silu_mul: bool = False,
     ) -> Tensor:
@@ -356,6 +402,8 @@ def _register_fakes() -> None:
         qparams: Tensor,
         bias: Tensor | None,
         n: int,
+        k: int,
+        group_size: int,
         residual: Tensor | None = None,
         silu_mul: bool = False,
         config: int = -1,
@@ -363,7 +411,7 @@ def _register_fakes() -> None:
         return x.new_empty(x.shape[0], n // 2 if silu_mul else n)
 
     @fake("tinyserve::w4a8_linear")
-    def _(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int) -> Tensor:
+    def _(x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int, k: int, group_size: int) -> Tensor:
         return x.new_empty(x.shape[0], n)
 
     @fake("tinyserve::w8_pack")

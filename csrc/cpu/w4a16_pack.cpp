@@ -63,7 +63,7 @@ void w4a16_pack(const W4A16PackArgs& args) {
       seen |= pack_words(args, tile);
       pack_params(args, tile);
     }
-    if (seen & kAboveFifteen) *args.codes_fit = false;  // threads can only write the same value
+    if (seen & kAboveFifteen) args.faults[kCodeFault] = 1;  // threads can only write the same value
   });
 }
 

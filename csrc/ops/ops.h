@@ -13,14 +13,17 @@ namespace tinyserve {
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-std::tuple<Tensor, Tensor> w4a16_pack(const Tensor& codes, const Tensor& scales, const Tensor& zeros);
+std::tuple<Tensor, Tensor> w4a16_pack(const Tensor& codes, const Tensor& scales, const Tensor& zeros,
+                                      std::optional<torch::headeronly::ScalarType> dtype);
+Tensor w4a16_dequantize(const Tensor& qweight, const Tensor& qparams, int64_t n, int64_t k, int64_t group_size,
+                        torch::headeronly::ScalarType dtype);
 Tensor w4a16_gemv(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias, int64_t n,
-                  const OptionalTensor& residual, bool silu_mul);
+                  int64_t k, int64_t group_size, const OptionalTensor& residual, bool silu_mul);
 Tensor w4a16_gemm(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias, int64_t n,
-                  const OptionalTensor& residual, bool silu_mul, int64_t config);
+                  int64_t k, int64_t group_size, const OptionalTensor& residual, bool silu_mul, int64_t config);
 std::string w4a16_gemm_configs(const Tensor& like);
-Tensor w4a8_linear(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias,
-                   int64_t n);
+Tensor w4a8_linear(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias, int64_t n,
+                   int64_t k, int64_t group_size);
 std::tuple<Tensor, Tensor> w8_pack(const Tensor& weight);
 Tensor embedding(const Tensor& rows, const Tensor& weight);
 Tensor w8_embedding(const Tensor& rows, const Tensor& qweight, const Tensor& scales, int64_t n,

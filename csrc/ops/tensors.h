@@ -68,8 +68,8 @@ std::string shape(const Sizes& sizes) {
   return text.str() + "]";
 }
 
-inline Dtype to_dtype(const Tensor& t, const char* name) {
-  switch (t.scalar_type()) {
+inline Dtype to_dtype(ScalarType dtype, const char* name) {
+  switch (dtype) {
     case ScalarType::Float:
       return Dtype::kFloat;
     case ScalarType::Half:
@@ -79,23 +79,25 @@ inline Dtype to_dtype(const Tensor& t, const char* name) {
     default:
       break;
   }
-  STD_TORCH_CHECK(false, name, " must be float16, bfloat16 or float32, got ", toString(t.scalar_type()));
+  STD_TORCH_CHECK(false, name, " must be float16, bfloat16 or float32, got ", toString(dtype));
 }
+inline Dtype to_dtype(const Tensor& t, const char* name) { return to_dtype(t.scalar_type(), name); }
 
 inline void check_contiguous(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous, got strides ", shape(t.strides()), " for sizes ",
                   shape(t.sizes()));
 }
 
-inline void check_shape(const Tensor& t, const char* name, std::initializer_list<int64_t> sizes) {
+template <typename Sizes = std::initializer_list<int64_t>>
+void check_shape(const Tensor& t, const char* name, const Sizes& sizes) {
   const bool same = t.sizes().size() == sizes.size() && std::equal(sizes.begin(), sizes.end(), t.sizes().begin());
   STD_TORCH_CHECK(same, name, " must be ", shape(sizes), ", got ", shape(t.sizes()));
   check_contiguous(t, name);
 }
 
 // One tensor of an op: its sizes, dtype and layout, and that it lives where `like` does.
-inline void check_tensor(const Tensor& t, const char* name, std::initializer_list<int64_t> sizes, ScalarType dtype,
-                         const Tensor& like) {
+template <typename Sizes = std::initializer_list<int64_t>>
+void check_tensor(const Tensor& t, const char* name, const Sizes& sizes, ScalarType dtype, const Tensor& like) {
   STD_TORCH_CHECK(t.scalar_type() == dtype, name, " must be ", toString(dtype), ", got ", toString(t.scalar_type()));
   check_shape(t, name, sizes);
   STD_TORCH_CHECK(t.device() == like.device(), name, " must be on the device of the other arguments");

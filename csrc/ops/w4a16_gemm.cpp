@@ -5,8 +5,8 @@
 namespace tinyserve {
 
 Tensor w4a16_gemm(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias, int64_t n,
-                  const OptionalTensor& residual, bool silu_mul, int64_t config) {
-  W4A16Call call = prepare_w4a16(x, qweight, qparams, bias, n, residual, silu_mul);
+                  int64_t k, int64_t group_size, const OptionalTensor& residual, bool silu_mul, int64_t config) {
+  W4A16Call call = prepare_w4a16(x, qweight, qparams, bias, n, k, group_size, residual, silu_mul);
   const DeviceGuard guard(x.get_device());
 #if defined(TINYSERVE_CUDA) || defined(TINYSERVE_EMULATED)
   STD_TORCH_CHECK(-1 <= config && config < cuda::gemm_configs(), "config must be -1..", cuda::gemm_configs() - 1,

@@ -4,8 +4,8 @@
 namespace tinyserve {
 
 Tensor w4a16_gemv(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias, int64_t n,
-                  const OptionalTensor& residual, bool silu_mul) {
-  const W4A16Call call = prepare_w4a16(x, qweight, qparams, bias, n, residual, silu_mul);
+                  int64_t k, int64_t group_size, const OptionalTensor& residual, bool silu_mul) {
+  const W4A16Call call = prepare_w4a16(x, qweight, qparams, bias, n, k, group_size, residual, silu_mul);
   STD_TORCH_CHECK(call.args.m <= kGemvMaxRows, "w4a16_gemv takes up to ", kGemvMaxRows, " rows, got x ",
                   shape(x.sizes()));
   const DeviceGuard guard(x.get_device());

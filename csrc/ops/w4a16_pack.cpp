@@ -1,9 +1,13 @@
-// w4a16_pack.cpp — checks and allocation; the layout is in kernels.h, the work in cpu/ and cuda/.
-#include "tensors.h"
+// w4a16_pack.cpp — checks and allocation; the layouts are in kernels.h, the work in cpu/ and cuda/.
+//
+// What the kernel finds in the values is read back before the op returns: on CUDA this waits for the device, once per
+// weight, at load, where an error still has a weight to name.
+#include "packed.h"
 
 namespace tinyserve {
 
-std::tuple<Tensor, Tensor> w4a16_pack(const Tensor& codes, const Tensor& scales, const Tensor& zeros) {
+std::tuple<Tensor, Tensor> w4a16_pack(const Tensor& codes, const Tensor& scales, const Tensor& zeros,
+                                      std::optional<ScalarType> dtype) {
   check_dim(codes, "codes", 2, "[N, K]");
   check_dim(scales, "scales", 2, "[N, K/G]");
   const int64_t n = codes.size(0), k = codes.size(1), groups = scales.size(1);
@@ -11,33 +15,38 @@ std::tuple<Tensor, Tensor> w4a16_pack(const Tensor& codes, const Tensor& scales,
   STD_TORCH_CHECK(groups > 0 && k % groups == 0, "scales must be [N, K/G] with G dividing K=", k, ", got ",
                   shape(scales.sizes()));
   const int64_t group_size = k / groups;
-  STD_TORCH_CHECK(group_size == 32 || group_size == 64 || group_size == 128 || group_size == k,
-                  "the group size must be 32, 64, 128 or K=", k, ", got ", group_size, " (", groups, " groups)");
+  check_group_size(k, group_size);
   check_tensor(codes, "codes", {n, k}, ScalarType::Byte, codes);
   const Dtype scale_dtype = to_dtype(scales, "scales");
   check_tensor(scales, "scales", {n, groups}, scales.scalar_type(), codes);
   check_tensor(zeros, "zeros", {n, groups}, ScalarType::Byte, codes);
 
   const DeviceGuard guard(codes.get_device());
-  const int64_t tiles = (n + kPackColumns - 1) / kPackColumns;
-  const int64_t param_bytes = scale_dtype == Dtype::kHalf ? kParamBytesHalf : kParamBytesFloat;
-  Tensor qweight = allocate(codes, {tiles, k / kPackFactor, kPackColumns}, ScalarType::Int);
-  Tensor qparams = allocate(codes, {tiles, groups, param_bytes});
-  bool codes_fit = true;
+  const ScalarType kept = backend::kept_scales(scales.scalar_type(), dtype);
+  const PackedSizes sizes = backend::packed_sizes(n, k, group_size, kept);
+  Tensor qweight = torch::stable::new_empty(codes, sizes.qweight, ScalarType::Int);
+  Tensor qparams = torch::stable::new_empty(codes, sizes.qparams, sizes.params);
+  if (n == 0) return {qweight, qparams};
+  const Tensor faults = torch::stable::new_zeros(codes, {kPackFaults}, ScalarType::Int);
   const W4A16PackArgs args{
       .codes = static_cast<const uint8_t*>(codes.data_ptr()),
       .scales = scales.data_ptr(),
       .zeros = static_cast<const uint8_t*>(zeros.data_ptr()),
       .qweight = static_cast<uint32_t*>(qweight.data_ptr()),
       .qparams = static_cast<uint8_t*>(qparams.data_ptr()),
-      .codes_fit = &codes_fit,
+      .faults = static_cast<int32_t*>(faults.data_ptr()),
       .n = n,
       .k = k,
       .group_size = group_size,
       .scale_dtype = scale_dtype,
+      .kept_dtype = to_dtype(kept, "scales"),
   };
   backend::w4a16_pack(args, current_stream(codes));
-  STD_TORCH_CHECK(codes_fit, "codes must be 0..15, got a larger one");
+  const Tensor found_here = torch::stable::to(faults, torch::stable::Device(torch::headeronly::DeviceType::CPU));
+  const int32_t* found = static_cast<const int32_t*>(found_here.data_ptr());
+  STD_TORCH_CHECK(!found[kCodeFault], "codes must be 0..15, got a larger one");
+  STD_TORCH_CHECK(!found[kScaleFault], "scales must be finite in ", toString(kept), ", got one that is not");
+  STD_TORCH_CHECK(!found[kZeroFault], "zeros must be 0..", cuda::kMaxZero, ", got a larger one");
   return {qweight, qparams};
 }
 

@@ -3,10 +3,10 @@
 
 namespace tinyserve {
 
-Tensor w4a8_linear(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias,
-                   int64_t n) {
-  const W4A16Call call =
-      prepare_w4a16(x, qweight, qparams, bias, n, std::nullopt, /*silu_mul=*/false, /*needs_floats=*/false);
+Tensor w4a8_linear(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias, int64_t n,
+                   int64_t k, int64_t group_size) {
+  const W4A16Call call = prepare_w4a16(x, qweight, qparams, bias, n, k, group_size, std::nullopt, /*silu_mul=*/false,
+                                       /*needs_floats=*/false);
   const W4A16Args& exact = call.args;
   const int64_t x_group = exact.group_size % kInt8Group == 0 ? kInt8Group : 32;
   Tensor codes = allocate(x, {exact.m, exact.k}, ScalarType::Char);

@@ -33,7 +33,7 @@ def test_w4a16(has_bias: bool, place: str, dtype: torch.dtype) -> None:
     x, bias = torch.randn(5, 96).to(dtype), torch.randn(33).to(dtype) if has_bias else None
     packed = fallback.w4a16_pack(codes.to(place), scales.to(place), zeros.to(place))
     for multiply in (fallback.w4a16_gemv, fallback.w4a16_gemm):
-        y = multiply(x.to(place), *packed, None if bias is None else bias.to(place), 33)
+        y = multiply(x.to(place), *packed, None if bias is None else bias.to(place), 33, 96, 32)
         check(y, reference.w4a16_linear(x, codes, scales, zeros, bias), dtype)
 
 
@@ -48,7 +48,7 @@ def test_rounded_products(group: int, place: str, dtype: torch.dtype) -> None:
     packed = fallback.w4a16_pack(codes.to(place), scales.to(place), zeros.to(place))
     expected = reference.w4a16_linear(reference.int8_rows(x, group), codes, scales, zeros)
     # a value halfway between two steps may go up here and down there
-    check(fallback.w4a8_linear(x.to(place), *packed, None, 33), expected, dtype, 1e-3)
+    check(fallback.w4a8_linear(x.to(place), *packed, None, 33, 192, group), expected, dtype, 1e-3)
     expected = reference.linear(reference.int8_rows(x, 64), reference.int8_rows(weight, 64))
     check(fallback.w8a8_linear(x.to(place), *fallback.w8_pack(weight.to(place)), None, 33), expected, dtype, 1e-3)
 

@@ -70,12 +70,12 @@ def test_names_what_does_not_fit(device: str) -> None:
     with pytest.raises(RuntimeError, match=r"bias must be \[40\], got \[41\]"):
         ops.w4a16_gemm(x, weight, torch.zeros(41, device=device))
     with pytest.raises(RuntimeError, match=r"qweight must be \[3, 8, 32\], got \[2, 8, 32\]"):
-        torch.ops.tinyserve.w4a16_gemm(x, weight.qweight, weight.qparams, None, 65)
-    with pytest.raises(RuntimeError, match=r"qparams must be \[N/32, K/G, 96 or 160\] with G dividing K=64"):
-        torch.ops.tinyserve.w4a16_gemm(x, weight.qweight, weight.qparams[..., :48].contiguous(), None, 40)
+        torch.ops.tinyserve.w4a16_gemm(x, weight.qweight, weight.qparams, None, 65, 64, 32)
+    with pytest.raises(RuntimeError, match=r"qparams must be \[2, 1, 96\], got \[2, 2, 96\]"):
+        torch.ops.tinyserve.w4a16_gemm(x, weight.qweight, weight.qparams, None, 40, 64, 64)
 
 
 def test_schema_and_fake_agree_with_the_kernel(device: str) -> None:
     weight = ops.w4a16_pack(*(t.to(device) for t in make_quantized(40, 64, 32)))
     x = torch.randn(20, 64, device=device).half()
-    torch.library.opcheck(torch.ops.tinyserve.w4a16_gemm, (x, weight.qweight, weight.qparams, None, weight.n))
+    torch.library.opcheck(torch.ops.tinyserve.w4a16_gemm, (x, weight.qweight, weight.qparams, None, 40, 64, 32))

@@ -99,4 +99,4 @@ def test_names_what_does_not_fit(device: str) -> None:
 def test_schema_and_fake_agree_with_the_kernel(device: str) -> None:
     weight = ops.w4a16_pack(*(t.to(device) for t in make_quantized(40, 64, 32)))
     x, bias = torch.randn(2, 64, device=device), torch.randn(40, device=device)
-    torch.library.opcheck(torch.ops.tinyserve.w4a16_gemv, (x, weight.qweight, weight.qparams, bias, weight.n))
+    torch.library.opcheck(torch.ops.tinyserve.w4a16_gemv, (x, weight.qweight, weight.qparams, bias, 40, 64, 32))

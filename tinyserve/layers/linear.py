@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 from typing_extensions import Self
 
@@ -106,8 +107,11 @@ class W4A16Linear(PackedLinear[PackedWeight]):
     """A 4-bit weight; activations stay as they come."""
 
     @classmethod
-    def from_quantized(cls, quantized: QuantizedTensor, bias: Tensor | None = None) -> Self:
-        return cls(ops.w4a16_pack(quantized.codes, quantized.scales, quantized.zeros), bias)
+    def from_quantized(
+        cls, quantized: QuantizedTensor, bias: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
+        """dtype: of the activations, as in ops.w4a16_pack."""
+        return cls(ops.w4a16_pack(quantized.codes, quantized.scales, quantized.zeros, dtype=dtype), bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, K] -> [T, N]."""

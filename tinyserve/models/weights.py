@@ -131,8 +131,8 @@ class WeightReader:
         if len(quantized) == len(rows) and len({parts.config for parts in quantized.values()}) == 1:
             fused = _concatenate(list(quantized.values()))
             if self._rounded:
-                return self._placed(W4A8Linear.from_quantized(fused, bias))
-            return self._placed(W4A16Linear.from_quantized(fused, bias))
+                return self._placed(W4A8Linear.from_quantized(fused, bias, self.dtype))
+            return self._placed(W4A16Linear.from_quantized(fused, bias, self.dtype))
         if quantized:
             _log.warning("%s are quantized differently: this layer runs in %s", " and ".join(rows), self.dtype)
         weights = [
