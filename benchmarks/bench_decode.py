@@ -8,9 +8,13 @@ step has to read every weight once and the keys and values of every request, so 
 bandwidth; prefill's is multiplications over what the machine's own fp32 matrix product reaches.
 """
 
+import tinyserve  # noqa: F401  before torch: it says how OpenMP's threads wait
+
+# isort: split
 import argparse
 import json
 import math
+import os
 import random
 import statistics
 import subprocess
@@ -146,7 +150,9 @@ def measure_peer(ours: Measurement, args: argparse.Namespace) -> Measurement:
     python, gguf = args.peer
     numbers = {"batch": ours.batch, "prompt": args.prompt, "new": args.new, "repeats": args.repeats}
     settings = json.dumps({**numbers, "threads": torch.get_num_threads()})
-    done = subprocess.run([python, PEER, gguf, settings], capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}  # that is ours
+    command = [python, PEER, gguf, settings]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"{PEER.name} failed:\n{done.stderr[-2000:]}")
     figures = json.loads(done.stdout.splitlines()[-1])
