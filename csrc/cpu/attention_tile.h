@@ -33,7 +33,7 @@ struct WeightedValues {
 template <typename T, typename Cache>
 class Tile {
  public:
-  using Operand = OperandOf<T>;
+  using Operand = OperandOf<T, Cache>;
   static constexpr bool kHasScales = !std::is_same_v<T, Cache>;
 
   Tile(const PagedAttentionArgs& args, const Sizes& sizes)
@@ -148,11 +148,11 @@ class Tile {
   void score_panels(const Operand* rows, int64_t rows_stride, int64_t first, float* products) const {
     constexpr int kVecs = Panels * kPanelVecs;
     const int64_t depth = sizes_.key_depth<Operand>(), keys = std::min<int64_t>(Panels * kPanel, count_ - first);
-    Vec sums[Rows][kVecs];
+    SumVec<Operand> sums[Rows][kVecs];
 #pragma GCC unroll 8  // as in panels.h
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) sums[r][v] = Vec{};
+      for (int v = 0; v < kVecs; ++v) sums[r][v] = SumVec<Operand>{};
     int64_t asked = 0;
     for (int64_t i = 0; i < depth; ++i) {
       for (; asked * depth < (i + 1) * keys; ++asked) prefetch(values_ + rows_[first + asked] * sizes_.dim);
@@ -164,7 +164,7 @@ class Tile {
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) store(products + r * kTile + first + v * kWidth, sums[r][v]);
+      for (int v = 0; v < kVecs; ++v) store(products + r * kTile + first + v * kWidth, as_floats(sums[r][v]));
   }
 
   template <int Rows>
@@ -179,11 +179,11 @@ class Tile {
   void weigh_channels(const WeightedValues<Operand>& w, int64_t first) const {
     constexpr int kVecs = Panels * kPanelVecs;
     constexpr int64_t kStep = kDepth<Operand>;
-    Vec sums[Rows][kVecs];
+    SumVec<Operand> sums[Rows][kVecs];
 #pragma GCC unroll 8  // as in panels.h
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) sums[r][v] = Vec{};
+      for (int v = 0; v < kVecs; ++v) sums[r][v] = SumVec<Operand>{};
     for (int64_t i = 0; i < w.depth; ++i) {
       if (first == 0) {
         for (int64_t j = i * kStep; j < (i + 1) * kStep; ++j) prefetch_next_key(j);
@@ -199,7 +199,7 @@ class Tile {
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) store(w.out + r * w.out_stride + first + v * kWidth, sums[r][v]);
+      for (int v = 0; v < kVecs; ++v) store(w.out + r * w.out_stride + first + v * kWidth, as_floats(sums[r][v]));
   }
 
   // Operand i of kPanel keys from key j on, j a multiple of kPanel: channel i, or as pairs channels 2i and 2i + 1.

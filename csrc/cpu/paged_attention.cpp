@@ -56,7 +56,7 @@ struct Running {
 
 template <typename T, typename Cache>
 class Worker {
-  using Operand = OperandOf<T>;
+  using Operand = OperandOf<T, Cache>;
 
  public:
   Worker(const PagedAttentionArgs& args, int64_t max_rows, float* partials)
@@ -65,6 +65,7 @@ class Worker {
         partials_(partials),
         tile_(args, sizes_),
         queries_(max_rows * query_stride()),
+        query_steps_(max_rows),
         values_(max_rows * sizes_.padded_dim),
         running_(new Running[max_rows]),
         key_panels_(max_rows > kPanelRows ? kTile * sizes_.padded_dim : 0),
@@ -80,7 +81,7 @@ class Worker {
     keeps_panels_ = rows > kPanelRows;
     if (!is_ahead_) tile_.start(place(task, task.first_tile));
     is_ahead_ = following != nullptr;
-    for (int64_t r = 0; r < rows; ++r) load_query(row_of(task, r), queries_ + r * query_stride());
+    for (int64_t r = 0; r < rows; ++r) query_steps_[r] = load_query(row_of(task, r), queries_ + r * query_stride());
     if (whole) {
       std::fill_n(static_cast<float*>(values_), rows * sizes_.padded_dim, 0.f);
       std::fill_n(running_.get(), rows, Running{});
@@ -148,14 +149,18 @@ class Worker {
     return token * a_.num_heads + task.kv_head * sizes_.group + r % sizes_.group;
   }
 
-  void load_query(int64_t row, Operand* to) const {
+  // Returns what one unit of the operands is worth.
+  float load_query(int64_t row, Operand* to) const {
     const T* from = static_cast<const T*>(a_.q) + row * sizes_.dim;
-    if constexpr (kDepth<Operand> == 1) {
+    if constexpr (kHasUnit) {
+      return round_to_int16(from, sizes_.dim, reinterpret_cast<int16_t*>(to));
+    } else if constexpr (kDepth<Operand> == 1) {
       for (int64_t d = 0; d < sizes_.dim; d += kWidth) store(to + d, load_part(from + d, sizes_.dim - d));
     } else {
       to[sizes_.key_depth<Operand>() - 1] = {};  // of an odd dimension, half of it stays so
       memcpy(to, from, sizes_.dim * sizeof(T));
     }
+    return 1.0f;
   }
 
   void write(int64_t row, const float* values, float sum) const {
@@ -187,27 +192,37 @@ class Worker {
       tile_.score(queries_ + first_row * query_stride(), query_stride(), count, num_panels, scores_);
     }
     constexpr int64_t kWeights = kTile / kDepth<Operand>;
+    float weight_steps[kPanelRows];
     for (int64_t i = 0; i < count; ++i)
-      softmax(scores_ + i * kTile, visible[i], num_panels * kPanel, weights_ + i * kWeights,
-              out + i * stride + sizes_.padded_dim);
+      weight_steps[i] = softmax(scores_ + i * kTile, query_steps_[first_row + i], visible[i], num_panels * kPanel,
+                                weights_ + i * kWeights, out + i * stride + sizes_.padded_dim);
     const int64_t depth = (limit + kDepth<Operand> - 1) / kDepth<Operand>;
-    if (!keeps_panels_) return tile_.weigh({weights_, out, kWeights, stride, depth}, count);
-    multiply<Operand>({.rows = weights_,
-                       .panels = value_panels_,
-                       .out = out,
-                       .row_stride = kWeights,
-                       .panel_stride = kPanel * kWeights,
-                       .out_stride = stride,
-                       .depth = depth,
-                       .num_panels = sizes_.padded_dim / kPanel},
-                      count);
+    if (keeps_panels_) {
+      multiply<Operand>({.rows = weights_,
+                         .panels = value_panels_,
+                         .out = out,
+                         .row_stride = kWeights,
+                         .panel_stride = kPanel * kWeights,
+                         .out_stride = stride,
+                         .depth = depth,
+                         .num_panels = sizes_.padded_dim / kPanel},
+                        count);
+    } else {
+      tile_.weigh({weights_, out, kWeights, stride, depth}, count);
+    }
+    if constexpr (kHasUnit) {
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t d = 0; d < sizes_.padded_dim; d += kWidth)
+          store(out + i * stride + d, load(out + i * stride + d) * weight_steps[i]);
+    }
   }
 
-  // Products [width] -> weights 2^(score - max), 0 from `visible` on; max_sum gets the maximum and the sum. 2^x is
-  // cheaper than e^x.
-  void softmax(float* scores, int64_t visible, int64_t width, Operand* weights, float* max_sum) const {
+  // Products [width] of queries in units of `query_step` -> weights 2^(score - max), 0 from `visible` on; max_sum gets
+  // the maximum and the sum. 2^x is cheaper than e^x. Returns what one unit of the weights is worth.
+  float softmax(float* scores, float query_step, int64_t visible, int64_t width, Operand* weights,
+                float* max_sum) const {
     for (int64_t j = 0; j < width; j += kWidth) {
-      Vec score = load(scores + j) * (a_.scale * kLog2E);
+      Vec score = load(scores + j) * (a_.scale * kLog2E * query_step);
       if constexpr (Tile<T, Cache>::kHasScales) score *= load(tile_.key_scales() + j);
       store(scores + j, score);
     }
@@ -220,12 +235,15 @@ class Worker {
       Vec weight = exp2(load(scores + j) - max_sum[0]);
       total += weight;
       if constexpr (Tile<T, Cache>::kHasScales) weight *= load(tile_.value_scales() + j);
-      store(reinterpret_cast<Weight*>(weights) + j, weight);
+      store(reinterpret_cast<Weight*>(kHasUnit ? static_cast<void*>(scores) : weights) + j, weight);
     }
     max_sum[1] = sum(total);
+    if constexpr (kHasUnit) return round_to_int16(scores, width, reinterpret_cast<int16_t*>(weights));
+    return 1.0f;
   }
 
-  using Weight = std::conditional_t<kDepth<Operand> == 1, float, T>;
+  static constexpr bool kHasUnit = std::is_same_v<Operand, IntPair>;  // integers, each row's with a unit of its own
+  using Weight = std::conditional_t<kDepth<Operand> == 1 || kHasUnit, float, T>;
 
   const PagedAttentionArgs& a_;
   const Sizes sizes_;
@@ -234,6 +252,7 @@ class Worker {
   bool is_ahead_ = false;      // the tile has located the next task's keys
   bool keeps_panels_ = false;  // whether a tile becomes panels, once for many rows
   Buffer<Operand> queries_;    // [max_rows, padded_dim] in operands
+  Buffer<float> query_steps_;  // [max_rows] what one unit of them is worth
   Buffer<float> values_;       // [max_rows, padded_dim]
   std::unique_ptr<Running[]> running_;
   Buffer<Operand> key_panels_, value_panels_;

@@ -28,11 +28,11 @@ void multiply_block(const PanelProduct<Operand> p, int64_t first_panel) {
   const Operand *rows = p.rows, *panels = p.panels + first_panel * p.panel_stride;
   float* out = p.out + first_panel * kPanel;
   // Unrolled by name: else GCC keeps the sums in memory before and after the loop.
-  Vec sums[Rows][kVecs];
+  SumVec<Operand> sums[Rows][kVecs];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) sums[r][v] = Vec{};
+    for (int v = 0; v < kVecs; ++v) sums[r][v] = SumVec<Operand>{};
   for (int64_t i = 0; i < p.depth; ++i) {
     OperandVec<Operand> columns[kVecs];
     for (int v = 0; v < kVecs; ++v) {
@@ -46,7 +46,7 @@ void multiply_block(const PanelProduct<Operand> p, int64_t first_panel) {
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) store(out + r * p.out_stride + v * kWidth, sums[r][v]);
+    for (int v = 0; v < kVecs; ++v) store(out + r * p.out_stride + v * kWidth, as_floats(sums[r][v]));
 }
 
 // With few rows, enough panels for the sums to hide an FMA's latency.
