@@ -55,7 +55,12 @@ class Tile {
     memcpy(key_at_, next_key_at_, sizeof key_at_);
     count_ = next_count_;
     if constexpr (kHasScales) {
-      for (int64_t j = 0; j < count_; ++j) {
+      int64_t j = 0;
+      for (; a_.block_size % kPanel == 0 && j + kPanel <= count_; j += kPanel) {  // side by side in their block
+        memcpy(key_scales_ + j, a_.k_scales + rows_[j], kPanel * sizeof(float));
+        memcpy(value_scales_ + j, a_.v_scales + rows_[j], kPanel * sizeof(float));
+      }
+      for (; j < count_; ++j) {
         key_scales_[j] = a_.k_scales[rows_[j]];
         value_scales_[j] = a_.v_scales[rows_[j]];
       }
@@ -245,11 +250,15 @@ class Tile {
   void locate(const Place& place) {
     next_count_ = place.count;
     int64_t block = place.first_key / a_.block_size, offset = place.first_key % a_.block_size;
-    for (int64_t j = 0; j < next_count_; ++j) {
+    for (int64_t j = 0; j < next_count_; ++block, offset = 0) {
       const int64_t first = (place.table[block] * a_.num_kv_heads + place.kv_head) * a_.block_size;
-      next_rows_[j] = first + offset;
-      next_key_at_[j] = first * sizes_.dim + offset * a_.key_strides.key;
-      if (++offset == a_.block_size) ++block, offset = 0;
+      const int64_t row = first + offset, key_at = first * sizes_.dim + offset * a_.key_strides.key;
+      const int64_t count = std::min(a_.block_size - offset, next_count_ - j);
+      for (int64_t i = 0; i < count; ++i) {
+        next_rows_[j + i] = row + i;
+        next_key_at_[j + i] = key_at + i * a_.key_strides.key;
+      }
+      j += count;
     }
     for (int64_t j = next_count_; j % kPanel != 0; ++j) {
       next_rows_[j] = next_rows_[next_count_ - 1];
