@@ -147,9 +147,9 @@ if part build 150 build.log "$python" setup.py build_ext --inplace || [[ -n $dry
   # The project's own settings name plugins that need not be here.
   printf '[pytest]\naddopts = --import-mode=importlib\npythonpath = %s %s/tests\n' "$root" "$root" >"$scratch/pytest.ini"
   options=(-c "$scratch/pytest.ini" --rootdir "$root" -p no:cacheprovider -q -ra --durations=5)
-  if "$python" -c 'import xdist' 2>/dev/null; then options+=(-n 4); fi
+  if "$python" -c 'import xdist' 2>/dev/null; then options+=(-n 8); fi
   if "$python" -c 'import pytest_timeout' 2>/dev/null; then options+=(--timeout=60); fi
-  part tests 120 tests.log "$python" -m pytest "${options[@]}" -k cuda tests/kernels
+  part tests 120 tests.log "$python" -m pytest "${options[@]}" -k cuda tests/kernels/test_w4a16_*.py tests/kernels
 
   # Without the caching allocator, so that each tensor ends where its memory does.
   if command -v compute-sanitizer >/dev/null; then
@@ -161,7 +161,9 @@ if part build 150 build.log "$python" setup.py build_ext --inplace || [[ -n $dry
     skip sanitizer "compute-sanitizer is not on PATH"
   fi
 
-  part tuner 40 benchmarks.log "$python" -m benchmarks.tune_gemm --quick --out "$out/tuned.json"
+  part tuner 60 benchmarks.log "$python" -m benchmarks.tune_gemm --models Llama-3-8B Llama-3-70B \
+    --rows 16 64 256 1024 --dtype bfloat16 --out "$out/tuned.json"
+  if [[ -s $out/tuned.json ]]; then export TINYSERVE_GEMM_TABLE=$out/tuned.json; fi
   limit=$(($(left) - 25))
   part benchmarks "$((limit + 15))" benchmarks.log "$python" -m benchmarks.bench_kernels --quick \
     --time-limit "$limit" --out "$out/kernels.json" ${peers:+--peers "$peers"}

@@ -4,6 +4,7 @@ A call's weight is one of several copies, so that none is still in a cache when 
 a GPU has the same interface over a loop and a clock: for the tests of what is built on it.
 """
 
+import contextlib
 import math
 import statistics
 import time
@@ -80,17 +81,29 @@ class CudaGraphTimer:
         with torch.cuda.stream(warm_up):
             for call in calls:
                 call()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for call in calls:
-                call()
-        replay = _GraphReplay(graph, len(calls))
+        replay = _GraphReplay(_captured(calls), len(calls))
         replay.seconds()  # the first one uploads it
         return replay
 
     def estimate(self, call: Call) -> float:
         return min(_between_events(call) for _ in range(2))
+
+
+def _captured(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
+    """Not by torch.cuda.graph, which empties torch's cache first and leaves its stream current where a call fails."""
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        graph.capture_begin()
+        try:
+            for call in calls:
+                call()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # what went wrong first says more
+                graph.capture_end()
+            raise
+        graph.capture_end()
+    return graph
 
 
 class _GraphReplay:

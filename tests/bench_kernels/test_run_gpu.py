@@ -20,8 +20,9 @@ case "$*" in
   "-m tests.ptxas_log") echo "rms_norm 40 registers" ;;
   "-m pytest "*) part=tests; echo "12 passed in 1.00s" ;;
   "-m benchmarks.sanitized_kernels") part=sanitizer; echo "========= ERROR SUMMARY: 0 errors" ;;
-  "-m benchmarks.tune_gemm "*) part=tuner ;;
-  "-m benchmarks.bench_kernels "*) part=benchmarks; echo "PASS something"; echo "arguments $*" ;;
+  "-m benchmarks.tune_gemm "*) part=tuner; [[ -n "${FAKE_FAIL:-}" ]] || echo "{}" >"${@: -1}" ;;
+  "-m benchmarks.bench_kernels "*) part=benchmarks
+    echo "PASS something"; echo "arguments $* table $TINYSERVE_GEMM_TABLE" ;;
   *) echo "unexpected: $*" >&2; exit 99 ;;
 esac
 [[ -z "${part:-}" || "$part" != "${FAKE_FAIL:-}" ]] || { echo "$part went wrong"; exit 7; }
@@ -68,9 +69,10 @@ def test_all_parts_run_and_the_summary_comes_last(machine: dict[str, str], tmp_p
     assert "12 passed" in done.stdout
     assert "PASS something" in done.stdout
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert files == {"summary.txt", "build.log", "tests.log", "sanitizer.log", "benchmarks.log"}
+    assert files == {"summary.txt", "build.log", "tests.log", "sanitizer.log", "benchmarks.log", "tuned.json"}
     assert "archs 90a" in (tmp_path / "out/build.log").read_text()
-    assert f"--peers {peers}" in (tmp_path / "out/benchmarks.log").read_text()
+    log = (tmp_path / "out/benchmarks.log").read_text()
+    assert f"--peers {peers} table {tmp_path}/out/tuned.json" in log
     assert done.stdout.endswith((tmp_path / "out/summary.txt").read_text())
 
 
