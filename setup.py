@@ -168,6 +168,9 @@ class Build(build_ext):
             archs.append(f"-gencode=arch=compute_{portable[-1]},code=compute_{portable[-1]}")
         flags = f"-O3 -std=c++20 -Xptxas -v -Xcompiler -fPIC,-fvisibility=hidden,-Wall {' '.join(archs)}"
         objects += [ninja.compile(file, flags, "cuda", "nvcc") for file in sources("csrc/cuda/*.cu")]
+        torch_cuda = ninja.compile("csrc/host/torch_cuda.cpp", "-O1 -fPIC", "cuda")
+        ninja.link("cuda/libtorch_cuda.so", [torch_cuda], "-Wl,-soname,libtorch_cuda.so")
+        objects.append("cuda/libtorch_cuda.so")
         # The static runtime: the library then asks for no libcudart of a version that torch may not bring.
         runtime = " ".join(f"-L{include.parent / lib}" for lib in ("lib64", "lib"))
         ninja.link(target, objects, f"{self._torch_link} {runtime} -lcudart_static -ldl -lrt -lpthread")
@@ -202,6 +205,11 @@ if shutil.which("nvcc") and sources("csrc/cuda/*.cu"):
     extensions.append(Extension("tinyserve._cuda", sources=[], py_limited_api=True))
 
 TEST = ["pytest", "pytest-asyncio", "httpx", "hypothesis", "jsonschema", "regex", "peft", "bitsandbytes", "matplotlib"]
+# To look at the machine code of the CUDA kernels that were built.
+DISASSEMBLER = [
+    f"{name}; sys_platform == 'linux' and platform_machine == 'x86_64'"
+    for name in ("nvidia-cuda-cuobjdump", "nvidia-cuda-nvdisasm")
+]
 LINT = ["ruff", "mypy", "clang-format", "types-requests", "types-tqdm"]
 
 setup(
@@ -234,7 +242,7 @@ setup(
         "llguidance>=1.7",
     ],
     extras_require={
-        "test": TEST + LINT,
+        "test": TEST + LINT + DISASSEMBLER,
         "eval": ["lm-eval>=0.4.13", "datasets"],
         "plots": ["matplotlib"],
         "lora": ["peft"],

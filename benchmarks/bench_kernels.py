@@ -168,8 +168,8 @@ def main() -> None:
     known: dict[str, probe.Failures] = {}
     if not args.no_probe:
         print(f"trying {len(args.implementations)} implementations on {len(cases)} cases", flush=True)
-        patience_s = min(PATIENCE_S, args.time_limit / 4)
-        known = probe.probe_all(args.implementations, cases, "cuda", args.peers, patience_s)
+        patience_s = min(PATIENCE_S, args.time_limit / 6)
+        known = probe.probe_all(args.implementations, cases, "cuda", args.peers, patience_s, args.time_limit / 3)
     timer = CudaGraphTimer()
     ceilings = measure_ceilings(timer, sorted({case.dtype for case in cases}))
     rates = ", ".join(f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in ceilings.flops_per_s.items())

@@ -142,7 +142,7 @@ if [[ -z $dry_run ]]; then
 fi
 
 if part build 150 build.log "$python" setup.py build_ext --inplace || [[ -n $dry_run ]]; then
-  if [[ -z $dry_run ]]; then "$python" -m tests.ptxas_log >>"$out/build.log" 2>&1; fi
+  if [[ -z $dry_run ]]; then "$python" tests/ptxas_log.py >>"$out/build.log" 2>&1; fi
 
   # The project's own settings name plugins that need not be here.
   printf '[pytest]\naddopts = --import-mode=importlib\npythonpath = %s %s/tests\n' "$root" "$root" >"$scratch/pytest.ini"

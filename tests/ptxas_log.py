@@ -1,6 +1,6 @@
 """What ptxas said about every kernel while the CUDA library was built: its registers, its stack, its spills.
 
-    python -m tests.ptxas_log        a table of the last build, and what is wrong in it
+    python tests/ptxas_log.py        a table of the last build, and what is wrong in it
 
 setup.py keeps nvcc's output beside each object file.
 """

@@ -7,6 +7,7 @@ here, several at once, into caches on disk.
 """
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -39,10 +40,19 @@ Failures = dict[Case, str]
 
 
 def probe_all(
-    names: Sequence[str], cases: Sequence[Case], device: str, folder: Path | None, patience_s: float
+    names: Sequence[str],
+    cases: Sequence[Case],
+    device: str,
+    folder: Path | None,
+    patience_s: float,
+    time_limit_s: float = math.inf,
 ) -> dict[str, Failures]:
-    """What fails, by implementation; a case may take `patience_s`. One process for each name, or for each of its
-    shapes where it compiles for a shape."""
+    """What fails, by implementation.
+
+    A case may take `patience_s`, the first of a process twice that; no process starts after `time_limit_s`. There is
+    one for each name, or for each of its shapes where it compiles for a shape.
+    """
+    deadline = time.monotonic() + time_limit_s
     jobs: list[tuple[str, list[Case]]] = []
     for name in names:
         if name in registry.COMPILE_PER_SHAPE:
@@ -51,16 +61,20 @@ def probe_all(
             jobs.append((name, list(cases)))
     failures: dict[str, Failures] = {name: {} for name in names}
     with ThreadPoolExecutor(WORKERS) as pool:
-        found = pool.map(lambda job: probe(job[0], job[1], device, folder, patience_s), jobs)
+        found = pool.map(lambda job: probe(job[0], job[1], device, folder, patience_s, deadline), jobs)
         for (name, _), failed in zip(jobs, found, strict=True):
             failures[name] |= failed
     return failures
 
 
-def probe(name: str, cases: list[Case], device: str, folder: Path | None, patience_s: float) -> Failures:
+def probe(
+    name: str, cases: list[Case], device: str, folder: Path | None, patience_s: float, deadline: float = math.inf
+) -> Failures:
     failures: Failures = {}
-    left = cases
+    left, end = cases, "time was up"
     for _ in range(MAX_STARTS):
+        if time.monotonic() > deadline:
+            break
         answers, end = _one_process(name, left, device, folder, patience_s)
         failures |= {case: why for case, why in zip(left, answers, strict=False) if why is not None}
         left = left[len(answers) :]
@@ -96,7 +110,7 @@ def _wait(process: subprocess.Popen[bytes], answered: Path, patience_s: float) -
     while process.poll() is None:
         if answered.stat().st_size != size:
             size, since = answered.stat().st_size, time.monotonic()
-        if time.monotonic() - since > patience_s:
+        if time.monotonic() - since > (patience_s if size else 2 * patience_s):
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return True

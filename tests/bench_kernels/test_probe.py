@@ -55,6 +55,11 @@ def test_crashes_without_end_are_given_up(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert failures[many[-1]] == "not tried: before it, its process ended (1): out of luck"
 
 
+def test_no_process_starts_when_time_is_up() -> None:
+    failures = probe.probe_all(["cublas"], CASES, "cpu", None, patience_s=60, time_limit_s=-1)
+    assert failures == {"cublas": dict.fromkeys(CASES, "not tried: before it, time was up")}
+
+
 def test_the_cases_arrive_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     stand_in(monkeypatch, tmp_path, "why = json.dumps(case)")
     failures = probe.probe("peer", CASES[:1], "cpu", None, patience_s=60)

@@ -17,7 +17,7 @@ case "$*" in
   "-c import torch; torch.zeros"*) [[ -z "${FAKE_NO_CUDA:-}" ]] || { echo "RuntimeError: no driver" >&2; exit 1; } ;;
   "-c "*|--version) ;;
   "setup.py build_ext --inplace") part=build; echo "archs $TINYSERVE_CUDA_ARCHS" ;;
-  "-m tests.ptxas_log") echo "rms_norm 40 registers" ;;
+  "tests/ptxas_log.py") echo "rms_norm 40 registers" ;;
   "-m pytest "*) part=tests; echo "12 passed in 1.00s" ;;
   "-m benchmarks.sanitized_kernels") part=sanitizer; echo "========= ERROR SUMMARY: 0 errors" ;;
   "-m benchmarks.tune_gemm "*) part=tuner; [[ -n "${FAKE_FAIL:-}" ]] || echo "{}" >"${@: -1}" ;;
