@@ -167,7 +167,7 @@ class Build(build_ext):
         if portable := [arch for arch in self._archs if arch.isdigit()]:  # 90a has code of its own and no heirs
             archs.append(f"-gencode=arch=compute_{portable[-1]},code=compute_{portable[-1]}")
         flags = f"-O3 -std=c++20 -Xptxas -v -Xcompiler -fPIC,-fvisibility=hidden,-Wall {' '.join(archs)}"
-        objects += [ninja.compile(file, flags, "cuda", "nvcc") for file in sources("csrc/cuda/*.cu")]
+        objects += [ninja.compile(file, flags, "cuda", "nvcc") for file in sources("csrc/cuda/**/*.cu")]
         torch_cuda = ninja.compile("csrc/host/torch_cuda.cpp", "-O1 -fPIC", "cuda")
         ninja.link("cuda/libtorch_cuda.so", [torch_cuda], "-Wl,-soname,libtorch_cuda.so")
         objects.append("cuda/libtorch_cuda.so")
@@ -190,7 +190,7 @@ class Build(build_ext):
         objects = self._ops(ninja, self._cuda_stems(), "emulated", "-DTINYSERVE_EMULATED")
         flags = f"-g -std=c++20 -fPIC -fvisibility=hidden -Wno-psabi -isystem {include}"
         kernels = f"{flags} -O1 -include {ROOT}/tests/emulator/emulator.h -x c++"
-        for file in [*sources("csrc/cuda/*.cu"), *sources("tests/emulator/*.cu")]:
+        for file in [*sources("csrc/cuda/**/*.cu"), *sources("tests/emulator/*.cu")]:
             objects.append(ninja.compile(file, kernels, "emulated"))
         for file in sources("tests/emulator/*.cpp"):  # what each instruction does: the tests' time
             objects.append(ninja.compile(file, f"{flags} -O3 {STABLE_ABI} {self._torch_flags}", "emulated"))

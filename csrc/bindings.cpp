@@ -38,11 +38,13 @@
       "Tensor context_lens, float scale, Tensor? k_scales=None, Tensor? v_scales=None) -> Tensor")
 
 // The ops with a kernel for CUDA, which the emulated library has too.
-#define TINYSERVE_CUDA_OPS(m)                                          \
-  m.impl("w4a16_pack", TORCH_BOX(&tinyserve::w4a16_pack));             \
-  m.impl("w4a16_dequantize", TORCH_BOX(&tinyserve::w4a16_dequantize)); \
-  m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm));                 \
-  m.impl("silu_mul", TORCH_BOX(&tinyserve::silu_mul));                 \
+#define TINYSERVE_CUDA_OPS(m)                                              \
+  m.impl("w4a16_pack", TORCH_BOX(&tinyserve::w4a16_pack));                 \
+  m.impl("w4a16_dequantize", TORCH_BOX(&tinyserve::w4a16_dequantize));     \
+  m.impl("w4a16_gemm", TORCH_BOX(&tinyserve::w4a16_gemm));                 \
+  m.impl("w4a16_gemm_configs", TORCH_BOX(&tinyserve::w4a16_gemm_configs)); \
+  m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm));                     \
+  m.impl("silu_mul", TORCH_BOX(&tinyserve::silu_mul));                     \
   m.impl("rope_kv_write", TORCH_BOX(&tinyserve::rope_kv_write))
 
 #if defined(TINYSERVE_CUDA)

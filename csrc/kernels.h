@@ -241,6 +241,7 @@ struct PagedAttentionArgs {
 #define TINYSERVE_CUDA_KERNELS(X)          \
   X(w4a16_pack, W4A16PackArgs)             \
   X(w4a16_dequantize, W4A16DequantizeArgs) \
+  X(w4a16_gemm, W4A16Args)                 \
   X(rms_norm, RmsNormArgs)                 \
   X(silu_mul, SiluMulArgs)                 \
   X(rope_kv_write, RopeKvWriteArgs)

@@ -34,11 +34,43 @@ inline constexpr GemmConfig kGemmConfigs[] = {
     {"mma_n256_m16_k128", GemmKind::kMma, 256, 16, 128, 4, 1, 1},
     {"mma_n128_m32_k128", GemmKind::kMma, 128, 32, 128, 4, 2, 1},
     {"mma_n256_m32_k64", GemmKind::kMma, 256, 32, 64, 4, 2, 1},
-    {"mma_n128_m64_k128", GemmKind::kMma, 128, 64, 128, 3, 1, 1},
     {"mma_n256_m64_k64", GemmKind::kMma, 256, 64, 64, 4, 2, 1},
     {"mma_n128_m128_k64", GemmKind::kMma, 128, 128, 64, 3, 2, 1},
     {"mma_n256_m128_k64", GemmKind::kMma, 256, 128, 64, 3, 1, 1},
 };
 constexpr int kNumGemmConfigs = sizeof(kGemmConfigs) / sizeof(kGemmConfigs[0]);
+
+// How kMma shares a tile: a warp takes 64 rows n, up to 64 rows m and 64 of a stage's k.
+struct MmaShape {
+  int warps_n, warps_m, warps_k, warp_m, warps, threads;
+
+  explicit constexpr MmaShape(const GemmConfig& config)
+      : warps_n(config.tile_n / 64),
+        warps_m(config.tile_m > 64 ? config.tile_m / 64 : 1),
+        warps_k(config.tile_k / 64),
+        warp_m(config.tile_m / warps_m),
+        warps(warps_n * warps_m * warps_k),
+        threads(32 * warps) {}
+};
+
+// Shared memory of a stage: codes, x, and the params of one or two groups for each 64 x 64 block of the weight.
+struct StageBytes {
+  int weight, x, params, all;
+
+  explicit constexpr StageBytes(const GemmConfig& config)
+      : weight(config.tile_n * config.tile_k / 2),
+        x(config.tile_m * config.tile_k * 2),
+        params(config.tile_n * config.tile_k / 8),
+        all(weight + x + params) {}
+};
+
+// Where a warp turns 8 rows m of its sums around, as floats; rows a bank apart.
+constexpr int kSlabRow = 64 + 4;
+constexpr int kSlabBytes = 8 * kSlabRow * 4;
+constexpr int kFlagBytes = 16;  // for what one thread tells the others of its CTA
+
+constexpr int gemm_shared_bytes(const GemmConfig& config) {
+  return config.stages * StageBytes(config).all + MmaShape(config).warps * kSlabBytes + kFlagBytes;
+}
 
 }  // namespace tinyserve::cuda

@@ -46,6 +46,11 @@ __device__ inline uint32_t as_bits(Pair<T> pair) {
   return bits;
 }
 
+template <typename T>
+__device__ inline Pair<T> twice(T value) {
+  return Pair<T>{value, value};
+}
+
 // What a lane needs of the params of rows r and r + 8, .x and .y of the eight bytes at position 2 * (r % 8).
 template <typename T>
 struct RowParams {
@@ -62,9 +67,9 @@ struct RowParams {
   }
 };
 
-// a = code - zero of the eight codes in `word`, in the order of the tensor cores' A operand.
+// The eight codes of `word`, in the order of the tensor cores' A operand, each plus the number it was placed in.
 template <typename T>
-__device__ inline void dequantize(uint32_t (&a)[4], uint32_t word, const RowParams<T>& rows) {
+__device__ inline void place_codes(uint32_t (&a)[4], uint32_t word) {
   constexpr int kAndOr = (0xF0 & 0xCC) | 0xAA;
   if constexpr (std::is_same_v<T, __half>) {
 #pragma unroll
@@ -77,6 +82,12 @@ __device__ inline void dequantize(uint32_t (&a)[4], uint32_t word, const RowPara
 #pragma unroll
     for (int i = 0; i < 4; ++i) a[i] = lop3<kAndOr>(word >> (4 * i), 0x000f000f, 0x43004300);
   }
+}
+
+// a = code - zero of the eight codes in `word`, in the order of the tensor cores' A operand.
+template <typename T>
+__device__ inline void dequantize(uint32_t (&a)[4], uint32_t word, const RowParams<T>& rows) {
+  place_codes<T>(a, word);
 #pragma unroll
   for (int i = 0; i < 4; ++i) a[i] = as_bits<T>(__hsub2(as_pair<T>(a[i]), as_pair<T>(rows.offsets[i % 2])));
 }
@@ -99,6 +110,34 @@ __device__ inline void dequantize_scaled(uint32_t (&a)[4], uint32_t word, const 
   dequantize<T>(a, word, rows);
 #pragma unroll
   for (int i = 0; i < 4; ++i) a[i] = as_bits<T>(__hmul2(as_pair<T>(a[i]), as_pair<T>(scales[i % 2])));
+}
+
+// The same with scale and offset of a row in the halves of one word, which the multiplier takes as they are: half the
+// registers of RowParams and scales.
+template <typename T>
+struct ScaledRows {
+  uint32_t words[2];
+
+  ScaledRows() = default;
+  __device__ explicit ScaledRows(uint2 params) {
+    if constexpr (std::is_same_v<T, __half>) {
+      words[0] = params.x | 0x64000000;                                                // 1024 + zero
+      words[1] = (params.y << 4 & 0x03f00000) | 0x54000000 | (params.y & 0x0000ffff);  // 64 + zero
+    } else {
+      words[0] = params.x | 0x43000000;  // 128 + zero
+      words[1] = params.y | 0x43000000;
+    }
+  }
+};
+template <typename T>
+__device__ inline void dequantize_scaled(uint32_t (&a)[4], uint32_t word, const ScaledRows<T>& rows) {
+  place_codes<T>(a, word);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const Pair<T> both = as_pair<T>(rows.words[i % 2]);
+    const Pair<T> code = __hsub2(as_pair<T>(a[i]), twice<T>(both.y));
+    a[i] = as_bits<T>(__hmul2(code, twice<T>(both.x)));
+  }
 }
 
 }  // namespace tinyserve::cuda
