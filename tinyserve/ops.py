@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tinyserve import fallback
+from tinyserve.gemm_table import GemmTable, read_table, table_path
 
 GEMV_MAX_ROWS = 8  # kGemvMaxRows in csrc/kernels.h
 GROUP_SIZES = (32, 64, 128)  # and K itself
@@ -89,8 +90,11 @@ def w4a16_gemm(
     Args:
         silu_mul: the weight's rows (and the bias) come in tiles of 16, 8 of the gate projection and then 8 of the up
             projection; the result is silu(gate) * up, plus residual, [M, N/2].
-        config: one of w4a16_gemm_configs' tile configurations; -1: the one that suits the shape.
+        config: one of w4a16_gemm_configs' tile configurations; -1: the one that suits the shape, from the measured
+            table that TINYSERVE_GEMM_TABLE names or else by the sizes.
     """
+    if config == -1 and x.is_cuda and (table := _gemm_table(x.get_device())):
+        config = table.config(x.shape[0], weight.n, weight.k)
     kernel = _kernel("w4a16_gemm", x.device.type)
     sizes = weight.n, weight.k, weight.group_size
     result: Tensor = kernel(x, weight.qweight, weight.qparams, bias, *sizes, residual, silu_mul, config)
@@ -101,6 +105,12 @@ def w4a16_gemm_configs(device: str | torch.device) -> dict[str, int]:
     """The tile configurations of w4a16_gemm that run on a device, by name; none on a CPU."""
     lines = _kernel("w4a16_gemm_configs", torch.device(device).type)(torch.empty(0, device=device)).splitlines()
     return {name: int(index) for index, name in (line.split() for line in lines)}
+
+
+@functools.cache
+def _gemm_table(device: int) -> GemmTable | None:
+    path = table_path()
+    return path and read_table(path, torch.cuda.get_device_name(device), w4a16_gemm_configs(f"cuda:{device}"))
 
 
 def w4a16_linear(
