@@ -111,6 +111,13 @@ for module in torch ninja pytest setuptools numpy; do
     missing+=("the Python package $module: $(tail -n 1 "$scratch/import")")
   fi
 done
+if command -v "$python" >/dev/null && ! headers=$("$python" -c "
+import pathlib, sysconfig
+header = pathlib.Path(sysconfig.get_paths()['include'], 'Python.h')
+print(header)
+raise SystemExit(not header.exists())"); then
+  missing+=("Python's headers, $headers (the package python3-dev)")
+fi
 if ((${#missing[@]} == 0)) && ! "$python" -c 'import torch; torch.zeros(1, device="cuda")' 2>"$scratch/import"; then
   missing+=("a build of torch that runs on this GPU: $(tail -n 1 "$scratch/import")")
 fi

@@ -355,7 +355,7 @@ def _load(library: str) -> bool:
     try:
         torch.ops.load_library(paths[0])
     except OSError as error:
-        _log.error("%s does not load, its ops run the PyTorch fallback: %s", paths[0], error)
+        _log.error("%s does not load, its ops run the PyTorch fallback: %s", paths[0], error.__cause__ or error)
         return False
     return True
 

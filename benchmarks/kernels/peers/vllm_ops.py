@@ -18,7 +18,7 @@ class VllmOps:
         try:
             torch.ops.load_library(folder.library(LIBRARY))
         except OSError as error:
-            raise Unavailable(f"{LIBRARY} does not load: {error}") from error
+            raise Unavailable(f"{LIBRARY} does not load: {error.__cause__ or error}") from error
         self.uint4: int = folder.module("scalar_type").scalar_types.uint4.id
 
     def get(self, name: str) -> Callable[..., Any]:
