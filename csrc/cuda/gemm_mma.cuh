@@ -174,41 +174,38 @@ class MmaGemm {
     uint32_t words[kTilesN][4], x[2][kTilesM][2];
     stage(0).read_codes(words, gemm.warp_n_, gemm.warp_k_);
     stage(0).read_x(x[0], gemm.warp_m_, gemm.warp_k_, 0);
-    gemm.clear();
-    int slot = 0, first_block = -1;
-    for (Cursor now = Cursor::begin(plan, blockIdx.x); !now.done(plan); now.advance(plan)) {
-      if (first_block < 0) first_block = now.block;
-      const Stage current = stage(slot);
-      Params params;
-      gemm.read_params(params, current, 0);
+    int slot = 0;
+    for (Cursor now = Cursor::begin(plan, blockIdx.x); !now.done(plan); now.advance_tile(plan)) {
+      gemm.clear();
+      for (int block = now.block; block < now.end; ++block) {
+        const Stage current = stage(slot);
+        Params params;
+        gemm.read_params(params, current, 0);
 #pragma unroll
-      for (int step = 0; step < kTileWords; ++step) {
-        if (step == 2 && problem.group_shift == 5) gemm.read_params(params, current, 1);
-        uint32_t these[kTilesN];
+        for (int step = 0; step < kTileWords; ++step) {
+          if (step == 2 && problem.group_shift == 5) gemm.read_params(params, current, 1);
+          uint32_t these[kTilesN];
 #pragma unroll
-        for (int i = 0; i < kTilesN; ++i) these[i] = words[i][step];
-        if (step + 1 < kTileWords) {
-          current.read_x(x[(step + 1) % 2], gemm.warp_m_, gemm.warp_k_, step + 1);
-        } else {
-          cp_async_wait<kConfig.stages - 2>();  // the next stage is here,
-          __syncthreads();                      // and everyone has read all of this one
-          if (!ahead.done(plan)) {
-            current.copy_weight(problem, source, ahead.block);
-            current.copy_x(problem, source, ahead.block);
-            step_ahead();
+          for (int i = 0; i < kTilesN; ++i) these[i] = words[i][step];
+          if (step + 1 < kTileWords) {
+            current.read_x(x[(step + 1) % 2], gemm.warp_m_, gemm.warp_k_, step + 1);
+          } else {
+            cp_async_wait<kConfig.stages - 2>();  // the next stage is here,
+            __syncthreads();                      // and everyone has read all of this one
+            if (!ahead.done(plan)) {
+              current.copy_weight(problem, source, ahead.block);
+              current.copy_x(problem, source, ahead.block);
+              step_ahead();
+            }
+            cp_async_commit();
+            slot = slot + 1 == kConfig.stages ? 0 : slot + 1;
+            stage(slot).read_codes(words, gemm.warp_n_, gemm.warp_k_);
+            stage(slot).read_x(x[0], gemm.warp_m_, gemm.warp_k_, 0);
           }
-          cp_async_commit();
-          slot = slot + 1 == kConfig.stages ? 0 : slot + 1;
-          stage(slot).read_codes(words, gemm.warp_n_, gemm.warp_k_);
-          stage(slot).read_x(x[0], gemm.warp_m_, gemm.warp_k_, 0);
+          gemm.multiply(these, params, x[step % 2]);
         }
-        gemm.multiply(these, params, x[step % 2]);
       }
-      if (now.last_block()) {
-        gemm.finish(now.tile, first_block == 0 && now.end == plan.blocks);
-        gemm.clear();
-        first_block = -1;
-      }
+      gemm.finish(now.tile, now.block == 0 && now.end == plan.blocks);
     }
     grid_dependency_launch();
   }
