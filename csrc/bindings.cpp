@@ -41,6 +41,7 @@
 #define TINYSERVE_CUDA_OPS(m)                                              \
   m.impl("w4a16_pack", TORCH_BOX(&tinyserve::w4a16_pack));                 \
   m.impl("w4a16_dequantize", TORCH_BOX(&tinyserve::w4a16_dequantize));     \
+  m.impl("w4a16_gemv", TORCH_BOX(&tinyserve::w4a16_gemv));                 \
   m.impl("w4a16_gemm", TORCH_BOX(&tinyserve::w4a16_gemm));                 \
   m.impl("w4a16_gemm_configs", TORCH_BOX(&tinyserve::w4a16_gemm_configs)); \
   m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm));                     \

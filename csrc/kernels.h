@@ -94,7 +94,7 @@ struct W4A16Args {
   bool silu_mul;
   Dtype dtype;
   int config;        // of w4a16_gemm on CUDA: a row of kGemmConfigs in cuda/gemm_config.h
-  float* workspace;  // of w4a16_gemm on CUDA: gemm_workspace(args) floats, where parts of a sum meet
+  float* workspace;  // on CUDA: gemm_workspace(args) or gemv_workspace(args) floats, where parts of a sum meet
 };
 
 // As W4A16Args, but x is rounded to int8 in groups of kInt8Group (where that divides G, else of 32), with a scale of
@@ -241,6 +241,7 @@ struct PagedAttentionArgs {
 #define TINYSERVE_CUDA_KERNELS(X)          \
   X(w4a16_pack, W4A16PackArgs)             \
   X(w4a16_dequantize, W4A16DequantizeArgs) \
+  X(w4a16_gemv, W4A16Args)                 \
   X(w4a16_gemm, W4A16Args)                 \
   X(rms_norm, RmsNormArgs)                 \
   X(silu_mul, SiluMulArgs)                 \
@@ -260,10 +261,13 @@ int gemm_configs();
 const char* gemm_config_name(int config);
 int choose_gemm_config(const W4A16Args& args);
 int64_t gemm_workspace(const W4A16Args& args);
+int64_t gemv_workspace(const W4A16Args& args);  // floats that w4a16_gemv needs
 }  // namespace cuda
 #undef TINYSERVE_DECLARE
 
 namespace cpu {
+
+inline int64_t gemv_workspace(const W4A16Args&) { return 0; }
 
 // Every cpu/<op>.cpp is compiled once per instruction set, into a namespace of its name; this is one compilation's
 // kernels.

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "../kernels.h"
-#include "device.cuh"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -58,7 +57,10 @@ void launch_kernel(const char* name, void (*kernel)(Params...), dim3 grid, dim3 
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim = {unsigned(options.cluster), 1, 1};
   }
-  if (options.dependent && current_device().compute_capability >= 90) {  // others run one after the other
+  cudaFuncAttributes compiled = {};
+  if (options.dependent) check(cudaFuncGetAttributes(&compiled, kernel));
+  // Older code waits for nothing, on whatever GPU it runs: it starts when the kernel before it is done.
+  if (compiled.ptxVersion >= 90) {
     cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;

@@ -56,13 +56,14 @@ template <typename T>
 struct RowParams {
   uint32_t offsets[2];  // what is subtracted from the codes of row r, of row r + 8; twice in a word
 
+  // The upper half of a word is the zero, and nothing above it.
   __device__ explicit RowParams(uint2 params) {
     if constexpr (std::is_same_v<T, __half>) {
-      offsets[0] = permute_bytes<0x4242>(params.x, 0x64646464);                   // 1024 + zero
-      offsets[1] = permute_bytes<0x1010>((params.y >> 12 & 0x03f0) | 0x5400, 0);  // 64 + zero
+      offsets[0] = (params.x >> 16) * 0x00010001 + 0x64006400;  // 1024 + zero
+      offsets[1] = (params.y >> 16) * 0x00100010 + 0x54005400;  // 64 + zero
     } else {
-      offsets[0] = permute_bytes<0x4242>(params.x, 0x43434343);  // 128 + zero
-      offsets[1] = permute_bytes<0x4242>(params.y, 0x43434343);
+      offsets[0] = (params.x >> 16) * 0x00010001 + 0x43004300;  // 128 + zero
+      offsets[1] = (params.y >> 16) * 0x00010001 + 0x43004300;
     }
   }
 };

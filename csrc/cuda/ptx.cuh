@@ -57,6 +57,17 @@ __device__ inline uint4 load_evict_first_16(const void* from) {
 #endif
 }
 
+// 8 bytes of read-only data, from the first-level cache where they are there; as early as it stands in the program.
+__device__ inline uint2 load_read_only_8(const void* from) {
+#ifdef __CUDA_EMULATED__
+  return *static_cast<const uint2*>(from);
+#else
+  uint2 value;
+  asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "l"(from));
+  return value;
+#endif
+}
+
 // Any function of three words bit by bit; bit 4a + 2b + c of the table is its value: (a & b) | c is 0xea.
 template <int kTable>
 __device__ inline uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {

@@ -5,11 +5,16 @@ namespace tinyserve {
 
 Tensor w4a16_gemv(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias, int64_t n,
                   int64_t k, int64_t group_size, const OptionalTensor& residual, bool silu_mul) {
-  const W4A16Call call = prepare_w4a16(x, qweight, qparams, bias, n, k, group_size, residual, silu_mul);
+  W4A16Call call = prepare_w4a16(x, qweight, qparams, bias, n, k, group_size, residual, silu_mul);
   STD_TORCH_CHECK(call.args.m <= kGemvMaxRows, "w4a16_gemv takes up to ", kGemvMaxRows, " rows, got x ",
                   shape(x.sizes()));
   const DeviceGuard guard(x.get_device());
-  if (call.args.m > 0 && n > 0) run_w4a16(backend::w4a16_gemv, call, x);
+  if (call.args.m == 0 || n == 0) return call.y;
+  if (const int64_t floats = backend::gemv_workspace(call.args); floats > 0) {
+    call.scratch = allocate(x, {floats}, ScalarType::Float);
+    call.args.workspace = static_cast<float*>(call.scratch->data_ptr());
+  }
+  run_w4a16(backend::w4a16_gemv, call, x);
   return call.y;
 }
 
