@@ -168,8 +168,8 @@ if part build 150 build.log "$python" setup.py build_ext --inplace || [[ -n $dry
     skip sanitizer "compute-sanitizer is not on PATH"
   fi
 
-  part tuner 60 benchmarks.log "$python" -m benchmarks.tune_gemm --models Llama-3-8B Llama-3-70B \
-    --rows 16 64 256 1024 --dtype bfloat16 --out "$out/tuned.json"
+  part tuner 75 benchmarks.log "$python" -m benchmarks.tune_gemm --models Llama-3-8B Llama-3-70B \
+    --rows 16 32 64 128 256 512 1024 --dtype bfloat16 --out "$out/tuned.json"
   if [[ -s $out/tuned.json ]]; then export TINYSERVE_GEMM_TABLE=$out/tuned.json; fi
   limit=$(($(left) - 25))
   part benchmarks "$((limit + 15))" benchmarks.log "$python" -m benchmarks.bench_kernels --quick \
