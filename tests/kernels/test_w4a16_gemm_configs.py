@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import reference
 import torch
+from emulator import guarded
 from kernels.packing import make_quantized
 from kernels.products import check
 from torch import Tensor
@@ -124,6 +125,35 @@ def test_not_a_number_stays_in_its_row(k: int, device: str) -> None:
     for config in configs(device).values():
         rows = ops.w4a16_gemm(x, weight, config=config).isnan()
         assert rows.all(dim=1).tolist() == rows.any(dim=1).tolist() == [i == 6 for i in range(19)]
+
+
+def test_reads_nothing_outside_its_operands(device: str) -> None:
+    if device == "cuda":
+        pytest.skip("compute-sanitizer sees that on a GPU")
+    for m, n, k, group_size in [(19, 72, 96, 32), (9, 200, 544, 544)]:
+        weight = ops.w4a16_pack(*make_quantized(n, k, group_size))
+        x, bias, residual = torch.randn(m, k).half(), torch.randn(n).half(), torch.randn(m, n).half()
+        kernel = torch.ops.tinyserve_emulated.w4a16_gemm.default
+        operands = (x, weight.qweight, weight.qparams, bias, n, k, group_size, residual, False)
+        for config in configs(device).values():
+            out = guarded.call(kernel, *operands, config)
+            assert torch.equal(out, ops.w4a16_gemm(x, weight, bias, residual, config=config))
+
+
+@pytest.mark.parametrize("fault", ["barrier", "cp_async_wait", "fragment"])
+def test_a_seeded_fault_is_seen(fault: str, device: str) -> None:
+    if device == "cuda":
+        pytest.skip("a GPU makes no mistakes on request")
+    codes, scales, zeros = make_quantized(72, 1024, 128)
+    weight = ops.w4a16_pack(codes, scales, zeros)
+    x = torch.randn(20, 1024).half()
+    expected = reference.w4a16_linear(x, codes, scales, zeros)
+    torch.ops.tinyserve_emulated.set_fault(fault)
+    try:
+        outs = [ops.w4a16_gemm(x, weight, config=config) for config in configs(device).values()]
+    finally:
+        torch.ops.tinyserve_emulated.set_fault("")
+    assert all(not reference.relative_error(out, expected) < 1e-3 for out in outs)
 
 
 def test_operands_that_begin_off_16_bytes(device: str) -> None:
