@@ -110,7 +110,9 @@ def w4a16_gemm_configs(device: str | torch.device) -> dict[str, int]:
 @functools.cache
 def _gemm_table(device: int) -> GemmTable | None:
     path = table_path()
-    return path and read_table(path, torch.cuda.get_device_name(device), w4a16_gemm_configs(f"cuda:{device}"))
+    if path is None:
+        return None
+    return read_table(path, torch.cuda.get_device_name(device), w4a16_gemm_configs(f"cuda:{device}"))
 
 
 def w4a16_linear(
