@@ -6,7 +6,7 @@ tinyserve/_host      always: build facts for Python, through pybind11
 tests/emulator/_emulated   by `build_ext --inplace --emulated`, alone: the CUDA kernels compiled for the CPU
 
 TINYSERVE_CUDA_ARCHS ("80 90a") narrows the CUDA architectures; TINYSERVE_SANITIZE=1 adds the address and
-undefined-behaviour sanitizers to the CPU kernels.
+undefined-behaviour sanitizers to the CPU library.
 """
 
 import fcntl
@@ -31,10 +31,13 @@ AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -
 X86_ISAS = {  # name -> floats per vector, flags; csrc/cpu/dispatch.cpp asks the processor for the same features
     "avx512bf16": (16, f"{AVX512} -mavx512bf16"),
     "avx512": (16, AVX512),
+    "avxvnni": (8, "-mavx2 -mfma -mf16c -mavxvnni"),
     "avx2": (8, "-mavx2 -mfma -mf16c"),
 }
+ARM_ISAS = {"dotprod": (4, "-march=armv8.2-a+dotprod")}
+ISAS_OF = {"x86_64": X86_ISAS, "AMD64": X86_ISAS, "aarch64": ARM_ISAS, "arm64": ARM_ISAS}
 PORTABLE = {"portable": (16, "")}
-ISAS = {**(X86_ISAS if platform.machine() in ("x86_64", "AMD64") else {}), **PORTABLE}
+ISAS = {**ISAS_OF.get(platform.machine(), {}), **PORTABLE}
 
 # TORCH_TARGET_VERSION: the oldest torch whose stable ABI is used, 2.10. Contraction is off in ISO mode, hence the flag.
 CXX_FLAGS = "-O3 -std=c++20 -fPIC -Wall -Wextra -Wno-psabi -fvisibility=hidden -ffp-contract=fast"
@@ -145,9 +148,9 @@ class Build(build_ext):
     def _cpu(self, ninja: Ninja, target: str) -> None:
         sanitize = "-O1 -g -fsanitize=address,undefined" if os.environ.get("TINYSERVE_SANITIZE") else ""
         stems = [Path(file).stem for file in sources("csrc/ops/*.cpp")]
-        objects = self._ops(ninja, stems, "cpu", "")
+        objects = self._ops(ninja, stems, "cpu", sanitize)
         once = ["csrc/cpu/dispatch.cpp", "csrc/cpu/pool.cpp"]
-        objects += [ninja.compile(file, CXX_FLAGS, "cpu") for file in once]
+        objects += [ninja.compile(file, f"{CXX_FLAGS} {sanitize}", "cpu") for file in once]
         for isa, (width, flags) in ISAS.items():
             defines = f"-DTINYSERVE_ISA={isa} -DTINYSERVE_WIDTH={width}"
             for file in sources("csrc/cpu/*.cpp"):

@@ -8,6 +8,9 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 namespace tinyserve::cpu {
 
@@ -18,10 +21,17 @@ extern const Table table;
 namespace avx2 {
 extern const Table table;
 }
+namespace avxvnni {
+extern const Table table;
+}
 namespace avx512 {
 extern const Table table;
 }
 namespace avx512bf16 {
+extern const Table table;
+}
+#elif defined(__aarch64__)
+namespace dotprod {
 extern const Table table;
 }
 #endif
@@ -39,12 +49,21 @@ const Choice* choices(int& count) {
   static const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                                  __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
+  static const bool has_avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#elif defined(__aarch64__) && defined(__linux__)
+  static const bool has_dotprod = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#elif defined(__aarch64__)
+  static const bool has_dotprod = true;  // as every Mac with an Arm processor
 #endif
   static const Choice all[] = {
 #if defined(__x86_64__)
       {&avx512bf16::table, has_avx512 && __builtin_cpu_supports("avx512bf16")},
       {&avx512::table, has_avx512},
-      {&avx2::table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
+      {&avxvnni::table, has_avx2 && __builtin_cpu_supports("avxvnni")},
+      {&avx2::table, has_avx2},
+#elif defined(__aarch64__)
+      {&dotprod::table, has_dotprod},
 #endif
       {&portable::table, true},
   };

@@ -9,6 +9,10 @@ namespace tinyserve::cpu::TINYSERVE_ISA {
 inline IntVec dot4(IntVec sums, UintVec codes, int32_t x) {
 #if defined(__AVX512VNNI__)
   return (IntVec)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)codes, _mm512_set1_epi32(x));
+#elif defined(__AVXVNNI__)
+  return (IntVec)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)codes, _mm256_set1_epi32(x));
+#elif defined(__ARM_FEATURE_DOTPROD)
+  return vdotq_s32(sums, (int8x16_t)codes, vreinterpretq_s8_s32(vdupq_n_s32(x)));  // up to 15: the same signed
 #elif defined(__AVX2__)
   // 2 * 15 * 127 fits in 16 bits: nothing saturates
   const __m256i pairs = _mm256_maddubs_epi16((__m256i)codes, _mm256_set1_epi32(x));
@@ -22,16 +26,18 @@ inline IntVec dot4(IntVec sums, UintVec codes, int32_t x) {
 }
 
 // The same for codes 0..255. Where sums of two such products would not fit in 16 bits, kMiddleCode is taken off each
-// code first; kMiddleInDot is what is still on it.
-#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+// code first, and where codes have to be signed; kMiddleInDot is what is still on it.
+#if defined(__ARM_FEATURE_DOTPROD) || (defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__))
 constexpr int kMiddleInDot = 0;
 #else
 constexpr int kMiddleInDot = kMiddleCode;
 #endif
 
 inline IntVec dot4_of_bytes(IntVec sums, UintVec codes, int32_t x) {
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
   return dot4(sums, codes, x);
+#elif defined(__ARM_FEATURE_DOTPROD)
+  return dot4(sums, codes ^ 0x80808080u, x);
 #elif defined(__AVX2__)
   const __m256i weights = (__m256i)(codes ^ 0x80808080u);  // signed now; |w| * |x| * 2 is at most 2 * 128 * 127
   const __m256i signed_x = _mm256_sign_epi8(_mm256_set1_epi32(x), weights);

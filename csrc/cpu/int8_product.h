@@ -34,8 +34,12 @@ inline void quantize_group(const T* x, int64_t size, int8_t* codes, float* param
   for (int64_t i = 0; i < size; i += kWidth) {
     const IntVec rounded = round_to_int(load(x + i) * inverse);
     total += rounded;
-    const SignedByteVec bytes = __builtin_convertvector(__builtin_shuffle(rounded, order), SignedByteVec);
-    memcpy(codes + i, &bytes, sizeof bytes);
+    if constexpr (kWidth < 8) {
+      for (int64_t j = i; j < i + kWidth; ++j) codes[j / 8 * 8 + j % 8 / 2 + j % 2 * 4] = int8_t(rounded[j - i]);
+    } else {
+      const SignedByteVec bytes = __builtin_convertvector(__builtin_shuffle(rounded, order), SignedByteVec);
+      memcpy(codes + i, &bytes, sizeof bytes);
+    }
   }
   params[0] = scale;
   params[1] = scale * sum(__builtin_convertvector(total, Vec));  // at most 127 * 64: exact

@@ -10,12 +10,14 @@
 #include <cstring>
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
 #endif
 
 namespace tinyserve::cpu::TINYSERVE_ISA {
 
 constexpr int kWidth = TINYSERVE_WIDTH;
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__ARM_FEATURE_DOTPROD)
 constexpr int kRegisters = 32;  // vectors of kWidth floats that the processor holds
 #elif defined(__AVX2__)
 constexpr int kRegisters = 16;
@@ -62,6 +64,8 @@ inline Vec half_to_float(ShortVec h) {
   return (Vec)_mm512_cvtph_ps((__m256i)h);
 #elif defined(__AVX2__)
   return (Vec)_mm256_cvtph_ps((__m128i)h);
+#elif defined(__ARM_FEATURE_DOTPROD)
+  return vcvt_f32_f16((float16x4_t)h);
 #else
   const UintVec wide = __builtin_convertvector(h, UintVec);
   const UintVec magnitude = (wide & 0x7FFF) << 13;
@@ -77,6 +81,8 @@ inline ShortVec float_to_half(Vec value) {
   return (ShortVec)_mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__AVX2__)
   return (ShortVec)_mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__ARM_FEATURE_DOTPROD)
+  return (ShortVec)vcvt_f16_f32(value);
 #else
   // Adding a power of two 2^13 times the value's own makes fp32 addition round at fp16's last bit (at least 2^-24).
   const UintVec bits = as_bits(value), twice = bits << 1;

@@ -5,6 +5,7 @@ instruction set and every narrower one, the GPU, or, for ops with a CUDA kernel,
 its threads in two different orders.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,29 @@ def emulated_kernel(name: str, device: str) -> Callable[..., Any]:
     return kernel
 
 
+@functools.cache
+def narrower_isas() -> list[str]:
+    """The instruction sets after the one in use, best first, that this machine has."""
+    info = ops.build_info()
+    if info["cpu_isa"] is None:
+        return []
+    following = info["cpu_isas"][info["cpu_isas"].index(info["cpu_isa"]) + 1 :]
+    return [isa for isa in following if is_usable(isa, info["cpu_isa"])]
+
+
+def is_usable(isa: str, best: str) -> bool:
+    try:
+        ops.use_cpu_isa(isa)
+    except ValueError:
+        return False
+    ops.use_cpu_isa(best)
+    return True
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "device" not in metafunc.fixturenames:
         return
-    info = ops.build_info()  # the instruction sets, best first: a machine has all that follow its own
-    narrower = info["cpu_isas"][info["cpu_isas"].index(info["cpu_isa"]) + 1 :] if info["cpu_isa"] else []
-    backends = ["cpu", *(f"cpu-{isa}" for isa in narrower)]
+    backends = ["cpu", *(f"cpu-{isa}" for isa in narrower_isas())]
     op = getattr(metafunc.module, "CUDA_OP", None)  # a file of tests of what an op has on CUDA alone
     if op is not None:
         backends = []
