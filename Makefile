@@ -4,6 +4,7 @@
 #   make demo ONCE=1   the same, ends after the answer (exit code 0 only if all of it worked)
 #   make test          build and run every test            make lint      ruff, mypy, clang-format
 #   make build         the compiled kernels only           make cuda-all  the CUDA library for every architecture
+#   make sanitize      the CPU kernels' tests under the address and undefined-behaviour sanitizers
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -22,9 +23,9 @@ SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
 EMULATOR_SOURCES := $(shell find tests/emulator -type f 2>/dev/null)
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 PYTHON_FILES := setup.py awq tinyserve tests benchmarks
-CXX_FILES = $(shell find csrc tests/emulator -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
+CXX_FILES = $(shell find csrc tests benchmarks -name '*.c' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: demo test lint format build cuda-all clean
+.PHONY: demo test lint format build cuda-all sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built $(VENV)/.model
@@ -48,6 +49,18 @@ build: $(VENV)/.built
 
 cuda-all: $(VENV)/.tools
 	TINYSERVE_CUDA_ARCHS="80 86 89 90a 120" $(BIN)/python setup.py build_ext --inplace --force
+
+# Built in a copy: the library here stays as it is. Python itself leaks on purpose and is not instrumented, so the
+# sanitizer is loaded before it.
+SANITIZED := build/sanitized
+sanitize: $(VENV)/.tools
+	mkdir -p $(SANITIZED)
+	cp -ru --preserve=timestamps setup.py .pytest.ini csrc tinyserve awq tests $(SANITIZED)
+	rm -f $(SANITIZED)/tinyserve/_cuda.*
+	cd $(SANITIZED) && TINYSERVE_SANITIZE=1 $(abspath $(BIN))/python setup.py build_ext --inplace
+	cd $(SANITIZED) && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  $(abspath $(BIN))/python -m pytest -p no:cacheprovider tests/kernels -k "not emulated" $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info tinyserve/*.so tests/emulator/*.so

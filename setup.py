@@ -5,8 +5,8 @@ tinyserve/_cuda      where nvcc is found: every csrc/cuda kernel; needs neither 
 tinyserve/_host      always: build facts for Python, through pybind11
 tests/emulator/_emulated   by `build_ext --inplace --emulated`, alone: the CUDA kernels compiled for the CPU
 
-TINYSERVE_CUDA_ARCHS ("80 90a") narrows the CUDA architectures; TINYSERVE_SANITIZE=1 adds the address and
-undefined-behaviour sanitizers to the CPU library.
+TINYSERVE_CUDA_ARCHS ("80 90a") narrows the CUDA architectures; TINYSERVE_SANITIZE=1 builds
+the CPU library with the address and undefined-behaviour sanitizers, and not the CUDA one.
 """
 
 import fcntl
@@ -204,7 +204,7 @@ extensions = [
     Extension("tinyserve._cpu", sources=[], py_limited_api=True),
     Extension("tinyserve._host", sources=[]),
 ]
-if shutil.which("nvcc") and sources("csrc/cuda/*.cu"):
+if shutil.which("nvcc") and sources("csrc/cuda/*.cu") and not os.environ.get("TINYSERVE_SANITIZE"):
     extensions.append(Extension("tinyserve._cuda", sources=[], py_limited_api=True))
 
 TEST = ["pytest", "pytest-asyncio", "httpx", "hypothesis", "jsonschema", "regex", "peft", "bitsandbytes", "matplotlib"]
