@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import describe, write_results
+from benchmarks.machine import describe, forget_peak_memory, peak_memory_bytes, write_results
 from tinyserve import ops
 from tinyserve.config import EngineConfig, KvCacheDtype, SamplingParams
 from tinyserve.engine import kv_cache
@@ -156,6 +156,7 @@ def measure_peer(ours: Measurement, args: argparse.Namespace) -> Measurement:
     if done.returncode:
         raise SystemExit(f"{PEER.name} failed:\n{done.stderr[-2000:]}")
     figures = json.loads(done.stdout.splitlines()[-1])
+    print(f"      llama.cpp: {cost(figures)}")
     return replace(ours, prefill_s=figures["prefill_s"], decode_steps_s=figures["decode_steps_s"])
 
 
@@ -211,6 +212,12 @@ def report(result: Measurement, limits: Limits, flops_per_token: float) -> dict[
     return asdict(result) | figures
 
 
+def cost(figures: dict[str, Any]) -> str:
+    """Of having the model: the time once, and the memory at its highest."""
+    memory = figures["peak_memory_bytes"]
+    return f"loaded in {figures['load_s']:.1f} s" + (f", at most {memory / 2**30:.2f} GiB of memory" if memory else "")
+
+
 def main() -> None:
     arguments = parse_arguments()
     if arguments.threads:
@@ -227,6 +234,9 @@ def main() -> None:
         max_slowdown=math.inf,  # prompts as fast as they go: nobody reads beside them
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    limits = measure_limits()
+    forget_peak_memory()  # that was not the model's
+    start = time.perf_counter()
     model = load_model(
         config.model_path,
         config.quant_path,
@@ -235,8 +245,8 @@ def main() -> None:
         device,
         cpu_compute=config.cpu_compute,
     )
+    load_s = time.perf_counter() - start
     engine = Engine(config, model, Tokenizer(config.model_path))
-    limits = measure_limits()
     settings = {k: v.name if isinstance(v, Path) else str(v) for k, v in vars(arguments).items()}
     settings |= {"threads": str(torch.get_num_threads()), "dtype": str(model.dtype)}
     settings["peer"] = Path(arguments.peer[1]).name if arguments.peer else "None"
@@ -257,7 +267,9 @@ def main() -> None:
             rows[-1]["llama.cpp"] = compare(result, measure_peer(result, arguments))
         if arguments.profile and device == "cpu":
             rows[-1]["profile"] = profile(engine, batch, PROFILE_PROMPT, arguments.new)
-    results = {"machine": describe(), "build": ops.build_info(), "settings": settings}
+    memory = {"load_s": load_s, "peak_memory_bytes": peak_memory_bytes()}
+    print(cost(memory))
+    results = {"machine": describe(), "build": ops.build_info(), "settings": settings, **memory}
     path = write_results(arguments.name, results | {"limits": asdict(limits), "batches": rows})
     print(f"written to {path}")
 

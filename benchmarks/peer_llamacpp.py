@@ -2,7 +2,8 @@
 
     PYTHON benchmarks/peer_llamacpp.py MODEL.gguf JSON
 
-JSON holds batch, prompt, new, repeats and threads; a line of JSON with `prefill_s` and `decode_steps_s` is printed.
+JSON holds batch, prompt, new, repeats and threads; a line of JSON with `prefill_s`, `decode_steps_s`,
+`load_s` and `peak_memory_bytes` is printed.
 Random prompts, one sequence for each request, logits for the last tokens alone; no token is chosen from them, which
 bench_decode does. Imports nothing of this package.
 """
@@ -10,8 +11,10 @@ bench_decode does. Imports nothing of this package.
 import ctypes
 import json
 import random
+import re
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import llama_cpp as llama
@@ -72,13 +75,21 @@ def run(context: Any, settings: dict[str, Any], seed: int) -> tuple[float, list[
     return prefill, steps
 
 
+def peak_memory() -> int | None:
+    """Bytes, the mapped file included. (getrusage would count the process that this one came from.)"""
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) * 1024 if found else None
+
+
 def main() -> None:
     settings = json.loads(sys.argv[2])
+    start = time.perf_counter()
     context = open_context(sys.argv[1], settings)
+    load_s = time.perf_counter() - start
     run(context, {**settings, "new": 4}, seed=-1)  # warms up
     runs = [run(context, settings, seed) for seed in range(settings["repeats"])]
     figures = {"prefill_s": [first for first, _ in runs], "decode_steps_s": [s for _, steps in runs for s in steps]}
-    print(json.dumps({"version": llama.__version__, **figures}))
+    print(json.dumps({"version": llama.__version__, "load_s": load_s, "peak_memory_bytes": peak_memory(), **figures}))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Writes a model folder of a known model's true shapes with random weights, to measure memory and time without one.
 
-    python -m benchmarks.synthetic_model llama-3-8b OUT --tokenizer FOLDER
+    python -m benchmarks.synthetic_model llama-3-8b OUT --tokenizer FOLDER            in bf16, to be quantized:
     python -m awq.entry --model_path OUT --w_bit 4 --q_group_size 128 --run_awq --dump_awq r.pt \\
         --calib_data TEXT --layers 0:2
+    python -m benchmarks.synthetic_model llama-2-7b OUT --tokenizer FOLDER --awq 128  in 4 bits, as AutoAWQ stores it
+
+Tensors are parts of a pool of random numbers and are written as they come: memory stays below 2 GB.
 """
 
 import argparse
@@ -15,54 +18,120 @@ from accelerate import init_empty_weights
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from awq.formats.output import copy_companions, new_folder, write_shards
+from awq.formats.output import copy_companions, new_folder, write_config, write_shards
 
+LLAMA: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5}
+LLAMA_2: dict[str, Any] = {
+    **LLAMA,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "dtype": "float16",
+}
 LLAMA_3: dict[str, Any] = {
+    **LLAMA,
     "vocab_size": 128256,
     "num_key_value_heads": 8,
     "max_position_embeddings": 8192,
     "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
-    "architectures": ["LlamaForCausalLM"],
     "dtype": "bfloat16",
 }
 MODELS = {
+    "llama-2-7b": LlamaConfig(
+        hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, **LLAMA_2
+    ),
     "llama-3-8b": LlamaConfig(
         hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, **LLAMA_3
     ),
     "llama-3-70b": LlamaConfig(
         hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, **LLAMA_3
     ),
+    "smollm2-135m": LlamaConfig(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=49152,
+        max_position_embeddings=8192,
+        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+        tie_word_embeddings=True,
+        dtype="bfloat16",
+        **LLAMA,
+    ),
 }
 STD = 0.02
+STEP = STD / 4.6  # scale of 4-bit codes whose products with it have that deviation
 POOL = 1 << 26  # random numbers that are made; each tensor starts somewhere else among them
+PER_WORD = 8  # codes
 
 
-def random_tensors(config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the model in bf16: norms of ones, the rest normal."""
+class Pool:
+    """Random tensors, cheaply."""
+
+    def __init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(0)
+        self._normal = torch.randn(POOL, generator=self._generator) * STD
+        self._words = torch.randint(-(1 << 31), 1 << 31, (POOL,), generator=self._generator, dtype=torch.int32)
+
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return self._part(self._normal, shape).to(dtype)
+
+    def words(self, shape: tuple[int, ...]) -> Tensor:
+        """int32, each bit random."""
+        return self._part(self._words, shape)
+
+    def _part(self, pool: Tensor, shape: tuple[int, ...]) -> Tensor:
+        size = torch.Size(shape).numel()
+        if size > POOL:
+            return pool.repeat(-(-size // POOL))[:size].view(shape)
+        start = int(torch.randint(POOL - size + 1, (1,), generator=self._generator))
+        return pool[start : start + size].view(shape)
+
+
+def parameters(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every parameter's name and shape; an output layer that is the embedding is not one."""
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(config)
-    generator = torch.Generator().manual_seed(0)
-    pool = (torch.randn(POOL, generator=generator) * STD).to(torch.bfloat16)
     for name, parameter in model.named_parameters():
-        if parameter.dim() == 1:
-            yield name, torch.ones(parameter.shape, dtype=torch.bfloat16)
-            continue
-        start = int(torch.randint(POOL, (1,), generator=generator))
-        repeats = -(-(start + parameter.numel()) // POOL)
-        yield name, pool.repeat(repeats)[start : start + parameter.numel()].view(parameter.shape)
+        if not (config.tie_word_embeddings and name == "lm_head.weight"):
+            yield name, tuple(parameter.shape)
+
+
+def random_tensors(config: LlamaConfig, group: int | None) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the model: norms of ones, the rest normal; linear layers in 4 bits where there is a group."""
+    pool, dtype = Pool(), getattr(torch, str(config.dtype).removeprefix("torch."))
+    for name, shape in parameters(config):
+        if len(shape) == 1:
+            yield name, torch.ones(shape, dtype=dtype)
+        elif group is None or not name.endswith("_proj.weight"):
+            yield name, pool.normal(shape, dtype)
+        else:
+            (n, k), module = shape, name.removesuffix(".weight")
+            yield f"{module}.qweight", pool.words((k, n // PER_WORD))
+            yield f"{module}.qzeros", pool.words((k // group, n // PER_WORD))
+            yield f"{module}.scales", pool.normal((k // group, n), dtype).abs() * (STEP / STD)
+
+
+def stored_config(config: LlamaConfig, group: int | None) -> dict[str, Any]:
+    if group is None:
+        return config.to_dict()
+    awq = {"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": group, "zero_point": True}
+    return config.to_dict() | {"quantization_config": awq | {"modules_to_not_convert": ["lm_head"]}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=sorted(MODELS))
     parser.add_argument("output", type=Path)
-    parser.add_argument("--tokenizer", type=Path, required=True, help="a folder with any tokenizer of fewer tokens")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="a folder with any tokenizer")
+    parser.add_argument("--awq", type=int, metavar="GROUP", help="4-bit weights in groups of so many")
     args = parser.parse_args()
     config = MODELS[args.model]
     with new_folder(args.output) as folder:
-        write_shards(folder, random_tensors(config))
+        write_shards(folder, random_tensors(config, args.awq))
         copy_companions(args.tokenizer, folder)
-        config.save_pretrained(folder)
+        write_config(folder, stored_config(config, args.awq))
 
 
 if __name__ == "__main__":
