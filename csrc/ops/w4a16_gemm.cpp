@@ -15,6 +15,7 @@ Tensor w4a16_gemm(const Tensor& x, const Tensor& qweight, const Tensor& qparams,
                   " does not run on this device");
   if (call.args.m == 0 || n == 0) return call.y;
   call.args.config = config < 0 ? cuda::choose_gemm_config(call.args) : int(config);
+  STD_TORCH_CHECK(call.args.config >= 0, "w4a16_gemm needs a GPU of compute capability 8.0 or above");
   const Tensor workspace = allocate(x, {cuda::gemm_workspace(call.args)}, ScalarType::Float);
   call.args.workspace = static_cast<float*>(workspace.data_ptr());
 #else
