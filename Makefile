@@ -56,7 +56,7 @@ SANITIZED := build/sanitized
 sanitize: $(VENV)/.tools
 	mkdir -p $(SANITIZED)
 	cp -ru --preserve=timestamps setup.py .pytest.ini csrc tinyserve awq tests $(SANITIZED)
-	rm -f $(SANITIZED)/tinyserve/_cuda.*
+	rm -f $(SANITIZED)/tinyserve/_*.so
 	cd $(SANITIZED) && TINYSERVE_SANITIZE=1 $(abspath $(BIN))/python setup.py build_ext --inplace
 	cd $(SANITIZED) && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
