@@ -4,6 +4,7 @@ tinyserve/_cpu       always: every csrc/cpu kernel, once per instruction set
 tinyserve/_cuda      where nvcc is found: every csrc/cuda kernel; needs neither a GPU nor a CUDA build of torch
 tinyserve/_host      always: build facts for Python, through pybind11
 tests/emulator/_emulated   by `build_ext --inplace --emulated`, alone: the CUDA kernels compiled for the CPU
+tests/emulator/_instructions   beside it, on a machine with a GPU and nvcc: the emulator's own kernels for the GPU
 
 TINYSERVE_CUDA_ARCHS ("80 90a") narrows the CUDA architectures; TINYSERVE_SANITIZE=1 builds
 the CPU library with the address and undefined-behaviour sanitizers, and not the CUDA one.
@@ -45,6 +46,8 @@ CXX_FLAGS = "-O3 -std=c++20 -fPIC -Wall -Wextra -Wno-psabi -fvisibility=hidden -
 CPU_FLAGS = f"{CXX_FLAGS} -Wno-maybe-uninitialized"
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 EMULATED = "tests.emulator._emulated"
+INSTRUCTIONS = "tests.emulator._instructions"
+HAS_GPU = Path("/dev/nvidiactl").exists()
 
 
 def torch_dir() -> Path:
@@ -122,7 +125,8 @@ class Build(build_ext):
 
     def finalize_options(self) -> None:
         if self.emulated:
-            self.distribution.ext_modules = [Extension(EMULATED, sources=[], py_limited_api=True)]
+            names = [EMULATED, *([INSTRUCTIONS] if HAS_GPU and shutil.which("nvcc") else [])]
+            self.distribution.ext_modules = [Extension(name, sources=[], py_limited_api=True) for name in names]
         super().finalize_options()
 
     def build_extensions(self) -> None:
@@ -133,11 +137,17 @@ class Build(build_ext):
         self._archs = os.environ.get("TINYSERVE_CUDA_ARCHS", ALL_CUDA_ARCHS).split()
         # A build directory for each set of targets: ninja forgets what the present build.ninja does not name.
         ninja = Ninja(ROOT / "build" / f"{'emulated' if self.emulated else 'ninja'}-{sysconfig.get_platform()}")
-        steps = {"tinyserve._cpu": self._cpu, "tinyserve._cuda": self._cuda, "tinyserve._host": self._host}
+        steps = {
+            "tinyserve._cpu": self._cpu,
+            "tinyserve._cuda": self._cuda,
+            "tinyserve._host": self._host,
+            EMULATED: self._emulated,
+            INSTRUCTIONS: self._instructions,
+        }
         for extension in self.extensions:
             target = Path(self.get_ext_fullpath(extension.name)).resolve()
             target.parent.mkdir(parents=True, exist_ok=True)
-            steps.get(extension.name, self._emulated)(ninja, str(target))
+            steps[extension.name](ninja, str(target))
         ninja.run(bool(self.verbose > 1))
 
     def _ops(self, ninja: Ninja, stems: list[str], variant: str, flags: str) -> list[str]:
@@ -162,20 +172,32 @@ class Build(build_ext):
         return [Path(file).stem for file in sources("csrc/cuda/*.cu")]
 
     def _cuda(self, ninja: Ninja, target: str) -> None:
+        ops = self._ops(ninja, self._cuda_stems(), "cuda", self._cuda_ops())
+        self._link_cuda(ninja, target, ops, "csrc/cuda/**/*.cu")
+
+    def _instructions(self, ninja: Ninja, target: str) -> None:
+        flags = f"{CXX_FLAGS} {STABLE_ABI} {self._torch_flags} {self._cuda_ops()}"
+        self._link_cuda(ninja, target, [ninja.compile("tests/emulator/ops.cpp", flags, "cuda")], "tests/emulator/*.cu")
+
+    def _cuda_ops(self) -> str:
         include = cuda_include()
         if include is None:
             raise SystemExit("setup.py found nvcc but not its headers: set CUDA_HOME to where include/cuda_fp16.h is")
-        objects = self._ops(ninja, self._cuda_stems(), "cuda", f"-DTINYSERVE_CUDA -DUSE_CUDA -isystem {include}")
+        return f"-DTINYSERVE_CUDA -DUSE_CUDA -isystem {include}"
+
+    def _link_cuda(self, ninja: Ninja, target: str, ops: list[str], kernels: str) -> None:
+        """A library of these ops and of the kernels whose files match."""
         archs = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in self._archs]
         if portable := [arch for arch in self._archs if arch.isdigit()]:  # 90a has code of its own and no heirs
             archs.append(f"-gencode=arch=compute_{portable[-1]},code=compute_{portable[-1]}")
         flags = f"-O3 -std=c++20 -Xptxas -v -Xcompiler -fPIC,-fvisibility=hidden,-Wall {' '.join(archs)}"
-        objects += [ninja.compile(file, flags, "cuda", "nvcc") for file in sources("csrc/cuda/**/*.cu")]
+        objects = [*ops, *(ninja.compile(file, flags, "cuda", "nvcc") for file in sources(kernels))]
         torch_cuda = ninja.compile("csrc/host/torch_cuda.cpp", "-O1 -fPIC", "cuda")
         ninja.link("cuda/libtorch_cuda.so", [torch_cuda], "-Wl,-soname,libtorch_cuda.so")
         objects.append("cuda/libtorch_cuda.so")
+        include = cuda_include()
         # The static runtime: the library then asks for no libcudart of a version that torch may not bring.
-        runtime = " ".join(f"-L{include.parent / lib}" for lib in ("lib64", "lib"))
+        runtime = " ".join(f"-L{include.parent / lib}" for lib in ("lib64", "lib")) if include else ""
         ninja.link(target, objects, f"{self._torch_link} {runtime} -lcudart_static -ldl -lrt -lpthread")
 
     def _host(self, ninja: Ninja, target: str) -> None:
@@ -196,7 +218,8 @@ class Build(build_ext):
         for file in [*sources("csrc/cuda/**/*.cu"), *sources("tests/emulator/*.cu")]:
             objects.append(ninja.compile(file, kernels, "emulated"))
         for file in sources("tests/emulator/*.cpp"):  # what each instruction does: the tests' time
-            objects.append(ninja.compile(file, f"{flags} -O3 {STABLE_ABI} {self._torch_flags}", "emulated"))
+            ops = f"-DTINYSERVE_EMULATED {STABLE_ABI} {self._torch_flags}"
+            objects.append(ninja.compile(file, f"{flags} -O3 {ops}", "emulated"))
         ninja.link(target, objects, self._torch_link)
 
 

@@ -25,6 +25,8 @@ void show() {
 
 void hide_before_wait(void* memory, size_t bytes) { tensors.push_back({static_cast<char*>(memory), bytes, {}}); }
 
+void forget_hidden() { tensors.clear(); }
+
 bool is_hidden(const void* memory) {
   return std::any_of(tensors.begin(), tensors.end(), [&](const Hidden& tensor) {
     return tensor.memory <= memory && memory < tensor.memory + tensor.bytes;
@@ -32,7 +34,7 @@ bool is_hidden(const void* memory) {
 }
 
 HiddenTensors::HiddenTensors(const Launch& launch) {
-  if (!launch.dependent) tensors.clear();
+  if (!launch.dependent) forget_hidden();
   for (Hidden& tensor : tensors) {
     tensor.contents.assign(tensor.memory, tensor.memory + tensor.bytes);
     poison(tensor.memory, tensor.bytes);

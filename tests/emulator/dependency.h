@@ -10,6 +10,7 @@ void grid_dependency_wait();
 
 // These bytes count as written by the kernel before the next launch.
 void hide_before_wait(void* memory, size_t bytes);
+void forget_hidden();
 
 // Whether these bytes are hidden now: a copy that starts now may read them now.
 bool is_hidden(const void* memory);

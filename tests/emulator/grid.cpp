@@ -5,6 +5,7 @@
 #include "dependency.h"
 #include "limits.h"
 #include "memory_fault.h"
+#include "weak_stores.h"
 #include "wgmma.h"
 
 #include <algorithm>
@@ -119,6 +120,7 @@ void Grid::start_cluster(unsigned first) {
 void Grid::run_warp(Warp& warp) {
   static constexpr int kRounds[] = {1, 1, 4, 32};
   const int first = &warp - warp.block->warps.data();
+  enter_block(*warp.block);
   for (int round = kRounds[random.below(4)]; round > 0 && warp.ready != 0; --round) {
     const unsigned start = random.below(32), stride = 2 * random.below(16) + 1;
     for (unsigned i = 0; i < 32; ++i) {
@@ -218,6 +220,7 @@ void run(const Launch& launch, std::function<void()> body) {
   Grid running(launch, std::move(body));
   grid = &running;
   const HiddenTensors hidden(launch);
+  const WeakStores stores;
   const MemoryFaults faults;
   running.run();
 }

@@ -182,7 +182,8 @@ inline Thread* self = nullptr;  // the running thread
 
 // What the tests set.
 inline uint64_t seed = 1;
-inline int resident_blocks = 4;
+constexpr int kResidentBlocks = 4;
+inline int resident_blocks = kResidentBlocks;
 
 inline int lane() { return self->linear % 32; }
 inline Warp& warp() { return self->block->warps[self->linear / 32]; }

@@ -38,8 +38,12 @@ def guarded(tensor: Tensor) -> Tensor:
 
 
 def call(kernel: Any, *args: Any) -> Any:
-    """kernel(*args) upon guarded copies; what it writes to its arguments is copied back."""
+    """kernel(*args) upon guarded copies; what it writes to its arguments is copied back.
+
+    The first tensor counts as written by the kernel before: a dependent launch that reads it too early reads NaN.
+    """
     guards = [guarded(arg) if isinstance(arg, Tensor) else arg for arg in args]
+    torch.ops.tinyserve_emulated.hide_before_wait(next(guard for guard in guards if isinstance(guard, Tensor)))
     result = kernel(*guards)
     for argument, before, after in zip(kernel._schema.arguments, args, guards, strict=False):
         if isinstance(before, Tensor) and argument.alias_info is not None and argument.alias_info.is_write:

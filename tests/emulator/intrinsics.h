@@ -2,6 +2,7 @@
 #pragma once
 
 #include "grid.h"
+#include "weak_stores.h"
 
 #include <bit>
 #include <cmath>
@@ -16,6 +17,7 @@ T atomic(T* at, const Change& change) {
   grid->yield();
   const T old = *at;
   *at = change(old);
+  publish_atomic(at);
   return old;
 }
 
@@ -57,7 +59,7 @@ inline unsigned atomicInc(unsigned* at, unsigned last) {
   return emulator::atomic(at, [&](unsigned old) { return old >= last ? 0 : old + 1; });
 }
 
-inline void __threadfence() {}
+inline void __threadfence() { emulator::publish_stores(); }
 inline void __threadfence_block() {}
 
 template <typename T>

@@ -1,4 +1,7 @@
-"""The library of emulated CUDA kernels: built where it is missing or old, loaded once."""
+"""The library of emulated CUDA kernels: built where it is missing or old, loaded once.
+
+On a machine with a GPU and nvcc, beside it: the emulator's own small kernels for the GPU, tinyserve_instructions.*
+"""
 
 import functools
 import subprocess
@@ -8,6 +11,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[2]
+INSTRUCTIONS = ROOT / "tests/emulator/_instructions.abi3.so"
 
 
 @functools.cache
@@ -19,4 +23,6 @@ def load() -> str:
         return built.stderr.strip().splitlines()[-1]
     assert built.returncode == 0, built.stdout + built.stderr
     torch.ops.load_library(ROOT / "tests/emulator/_emulated.abi3.so")
+    if torch.cuda.is_available() and INSTRUCTIONS.exists():
+        torch.ops.load_library(INSTRUCTIONS)
     return ""

@@ -8,8 +8,9 @@
 namespace emulator {
 
 // Few multiprocessors, so that small grids already have more than one block each.
-inline int multiprocessors = 4;
-inline int compute_capability = 90;
+constexpr int kMultiprocessors = 4, kComputeCapability = 90;
+inline int multiprocessors = kMultiprocessors;
+inline int compute_capability = kComputeCapability;
 
 // Bytes of shared memory that a block can have.
 inline int shared_limit() {

@@ -2,7 +2,7 @@
 
 The fixture `device` names where a test puts its tensors. Its parameters also choose what computes: the CPU's best
 instruction set and every narrower one, the GPU, or, for ops with a CUDA kernel, that kernel run by the emulator with
-its threads in two different orders.
+its threads in two different orders and no memory around its arguments.
 """
 
 import functools
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from emulator import library
+from emulator import guarded, library
 
 from tinyserve import ops
 
@@ -21,8 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 def emulated_kernel(name: str, device: str) -> Callable[..., Any]:
     """What ops._kernel is while a test runs on the emulator."""
-    kernel: Callable[..., Any] = getattr(torch.ops.tinyserve_emulated, name).default
-    return kernel
+    return functools.partial(guarded.call, getattr(torch.ops.tinyserve_emulated, name).default)
 
 
 @functools.cache
