@@ -5,7 +5,9 @@ import torch
 from kernels.packing import BITS_16, is_for_tensor_cores, make_quantized, unpack
 from torch import Tensor
 
+from awq.quantize import QuantConfig, quantize
 from tinyserve import ops
+from tinyserve.layers.linear import W4A16Linear
 
 FLOATS = pytest.mark.parametrize("scale_dtype", [torch.float16, torch.bfloat16, torch.float32])
 SHAPES = pytest.mark.parametrize(
@@ -38,6 +40,17 @@ def test_the_layouts_of_the_backends_are_those_of_kernels_h(device: str) -> None
     cuda = (2, 2, 4, 32, 4), (2, 2, 4, 8, 2, 2)
     cpu = (3, 12, 32), (3, 1, 96)
     assert (packed.qweight.shape, packed.qparams.shape) == (cuda if is_for_tensor_cores(packed) else cpu)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_layer_is_packed_for_the_activations_of_its_model(dtype: torch.dtype, device: str) -> None:
+    weight = torch.randn(40, 128)
+    if device == "cuda":
+        weight = weight.cuda()
+    layer = W4A16Linear.from_quantized(quantize(weight, QuantConfig(group_size=64)), None, dtype)
+    assert layer.weight.takes(dtype)
+    if is_for_tensor_cores(layer.weight):
+        assert layer.weight.qparams.dtype == dtype
 
 
 def test_no_rows(device: str) -> None:
