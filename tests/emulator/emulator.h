@@ -3,10 +3,11 @@
 //
 // The same .cu is compiled by nvcc for the GPU and by g++ with `-x c++ -include emulator.h` for the tests. What a
 // kernel uses has its meaning here: threads and the order in which they run in grid.h, what they do together in
-// collective.h, the instructions of csrc/cuda/ptx.cuh in matrix.h and cp_async.h, functions of CUDA C++ in
-// intrinsics.h. Everything asynchronous happens as late as it may and leaves NaN behind until then, so a wait that is
-// missing gives a wrong result. It knows nothing of time, caches or the order in which stores become visible: speed and
-// relaxed-memory races still need a GPU.
+// collective.h, functions of CUDA C++ in intrinsics.h, and the instructions of csrc/cuda/ptx.cuh in matrix.h, wgmma.h,
+// cp_async.h, bulk_copy.h, mbarrier.h and dependency.h. Everything asynchronous happens as late as it may and leaves
+// NaN behind until then, so a wait that is missing gives a wrong result; what no GPU defines is an error with a name.
+// It knows nothing of time, caches or banks, and of the order in which stores become visible only what weak_stores.h
+// says: speed and relaxed-memory races still need a GPU.
 #pragma once
 
 #include <cuda_bf16.h>  // before the macros below; the __device__ markers are empty for a host compiler
