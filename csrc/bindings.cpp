@@ -35,7 +35,8 @@
       "Tensor(b!) v_cache, int num_heads, Tensor(c!)? k_scales=None, Tensor(d!)? v_scales=None) -> Tensor"); \
   m.def(                                                                                                     \
       "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_tables, Tensor query_starts, " \
-      "Tensor context_lens, float scale, Tensor? k_scales=None, Tensor? v_scales=None) -> Tensor")
+      "Tensor context_lens, float scale, Tensor? k_scales=None, Tensor? v_scales=None, int window=0, "       \
+      "float soft_cap=0.0, Tensor? alibi_slopes=None) -> Tensor")
 
 // The ops with a kernel for CUDA, which the emulated library has too.
 #define TINYSERVE_CUDA_OPS(m)                                              \
@@ -46,7 +47,8 @@
   m.impl("w4a16_gemm_configs", TORCH_BOX(&tinyserve::w4a16_gemm_configs)); \
   m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm));                     \
   m.impl("silu_mul", TORCH_BOX(&tinyserve::silu_mul));                     \
-  m.impl("rope_kv_write", TORCH_BOX(&tinyserve::rope_kv_write))
+  m.impl("rope_kv_write", TORCH_BOX(&tinyserve::rope_kv_write));           \
+  m.impl("paged_attention", TORCH_BOX(&tinyserve::paged_attention))
 
 #if defined(TINYSERVE_CUDA)
 

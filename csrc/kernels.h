@@ -203,7 +203,8 @@ struct RopeKvWriteArgs {
 };
 
 // Causal attention of a mixed batch over the paged cache. Query i of request b sits at position context_lens[b] - q_len
-// + i.
+// + i. A score is scale * q.k, then soft_cap * tanh(score / soft_cap), then plus alibi_slopes[h] * (key's position -
+// query's).
 struct PagedAttentionArgs {
   const void* q;                // [T, H, D] dtype
   const void* k_cache;          // [blocks, Hkv, S, D] cache_dtype, on a CPU with these strides
@@ -213,10 +214,14 @@ struct PagedAttentionArgs {
   const int32_t* block_tables;  // [B, max_blocks]
   const int32_t* query_starts;  // [B + 1] first row of q of each request
   const int32_t* context_lens;  // [B] tokens in the cache, the queries' own included
+  const float* alibi_slopes;    // [H], or null
+  float* workspace;             // of CUDA: paged_attention_workspace(args) floats, where parts of a row meet
   void* y;                      // [T, H, D] dtype
   int64_t tokens, num_requests, max_blocks, num_heads, num_kv_heads, head_dim, block_size;
   KeyStrides key_strides;
+  int64_t window;  // keys that a query sees, its own included; 0: all
   float scale;
+  float soft_cap;  // 0: none
   Dtype dtype;
   CacheDtype cache_dtype;
 };
@@ -245,7 +250,8 @@ struct PagedAttentionArgs {
   X(w4a16_gemm, W4A16Args)                 \
   X(rms_norm, RmsNormArgs)                 \
   X(silu_mul, SiluMulArgs)                 \
-  X(rope_kv_write, RopeKvWriteArgs)
+  X(rope_kv_write, RopeKvWriteArgs)        \
+  X(paged_attention, PagedAttentionArgs)
 
 // Both backends answer to the same calls; the CPU ignores the stream.
 #define TINYSERVE_DECLARE(op, Args) void op(const Args& args, void* stream);
@@ -262,6 +268,8 @@ const char* gemm_config_name(int config);
 int choose_gemm_config(const W4A16Args& args);
 int64_t gemm_workspace(const W4A16Args& args);
 int64_t gemv_workspace(const W4A16Args& args);  // floats that w4a16_gemv needs
+
+int64_t paged_attention_workspace(const PagedAttentionArgs& args);  // floats
 }  // namespace cuda
 #undef TINYSERVE_DECLARE
 

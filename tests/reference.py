@@ -97,6 +97,9 @@ def paged_attention(
     query_starts: Tensor,
     context_lens: Tensor,
     scale: float,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
 ) -> Tensor:
     """q [T, H, D] -> [T, H, D]; see tinyserve.ops.paged_attention for the other arguments."""
     _, kv_heads, block_size, _ = k_cache.shape
@@ -110,8 +113,13 @@ def paged_attention(
         keys = k_cache[blocks, :, offsets].double()  # [context, Hkv, D]
         values = v_cache[blocks, :, offsets].double()
         for row in range(first, last):
-            visible = context_len - (last - first) + (row - first) + 1
+            position = context_len - (last - first) + (row - first)
+            seen = slice(max(0, position + 1 - window) if window else 0, position + 1)
             for head in range(q.shape[1]):
-                scores = keys[:visible, head // group] @ q[row, head].double() * scale
-                out[row, head] = torch.softmax(scores, dim=0) @ values[:visible, head // group]
+                scores = keys[seen, head // group] @ q[row, head].double() * scale
+                if soft_cap:
+                    scores = soft_cap * torch.tanh(scores / soft_cap)
+                if alibi_slopes is not None:
+                    scores += alibi_slopes[head].double() * (torch.arange(seen.start, seen.stop) - position)
+                out[row, head] = torch.softmax(scores, dim=0) @ values[seen, head // group]
     return out

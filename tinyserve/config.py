@@ -11,7 +11,7 @@ from typing import Literal, get_args
 Precision = Literal["W4A16", "W16A16"]
 CpuCompute = Literal["int8", "exact"]
 LoadIn = Literal["8bit", "4bit"]  # bitsandbytes' LLM.int8 and NF4
-KvCacheDtype = Literal["auto", "int8"]
+KvCacheDtype = Literal["auto", "int8", "fp8"]
 DtypeName = Literal["auto", "float16", "bfloat16", "float32"]
 GrammarKind = Literal["json_schema", "regex", "grammar"]  # the last one in Lark or GBNF
 
@@ -128,7 +128,7 @@ class EngineConfig:
     cpu_compute: CpuCompute = "int8"  # with 4-bit weights: activations and output layer in 8 bits, or as they are
     block_size: int = 32  # tokens in one block of the KV cache
     kv_cache_dtype: KvCacheDtype = (
-        "auto"  # auto: that of the activations; int8: half of it, with rounded keys and values
+        "auto"  # auto: that of the activations; int8, on a GPU also fp8 (e4m3): half of it, rounded
     )
     kv_cache_bytes: int | None = None  # None: a share of the free memory, see engine/kv_cache.py
     max_num_requests: int = 64  # running at once
@@ -152,7 +152,9 @@ class EngineConfig:
             )
         _check(self.dtype in get_args(DtypeName), "dtype", self.dtype, ", ".join(get_args(DtypeName)))
         _check(self.cpu_compute in get_args(CpuCompute), "cpu_compute", self.cpu_compute, "int8 or exact")
-        _check(self.kv_cache_dtype in get_args(KvCacheDtype), "kv_cache_dtype", self.kv_cache_dtype, "auto or int8")
+        _check(
+            self.kv_cache_dtype in get_args(KvCacheDtype), "kv_cache_dtype", self.kv_cache_dtype, "auto, int8 or fp8"
+        )
         _check(self.block_size in (8, 16, 32, 64, 128), "block_size", self.block_size, "8, 16, 32, 64 or 128")
         _in_range("max_num_requests", self.max_num_requests, 1, 4096)
         _in_range("num_speculative_tokens", self.num_speculative_tokens, 0, 16)

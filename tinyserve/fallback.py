@@ -20,6 +20,7 @@ from tinyserve.fallback_checks import (
     check_range,
     check_rows,
     check_same_dtype,
+    check_scores,
 )
 
 
@@ -249,6 +250,9 @@ def paged_attention(
     scale: float,
     k_scales: Tensor | None = None,
     v_scales: Tensor | None = None,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of a flat batch of requests over the paged cache; prefill and decode may mix.
 
@@ -262,6 +266,9 @@ def paged_attention(
         context_lens: int32 [B], keys of each request, those of its queries included.
         scale: factor on the scores, commonly D ** -0.5.
         k_scales, v_scales: fp32 [blocks, Hkv, S], of a cache of 8 bits.
+        window: keys that a query sees, its own included; 0: all.
+        soft_cap: a score becomes soft_cap * tanh(score / soft_cap); 0: it stays.
+        alibi_slopes: fp32 [H], what a score gains for each position that the key is ahead of the query (it is behind).
 
     Returns:
         [T, H, D].
@@ -271,6 +278,7 @@ def paged_attention(
     """
     check_caches(k_cache, v_cache, k_scales, v_scales, q)
     lengths = check_attention(q, k_cache, block_tables, query_starts, context_lens)
+    check_scores(q, window, soft_cap, alibi_slopes)
     _, kv_heads, block_size, head_dim = k_cache.shape
     out = torch.empty_like(q)
     for request, (first, last, context_len) in enumerate(lengths):
@@ -282,13 +290,38 @@ def paged_attention(
             for cache, scales in ((k_cache, k_scales), (v_cache, v_scales))
         )
         query_positions = torch.arange(context_len - (last - first), context_len, device=q.device)
-        visible = torch.arange(context_len, device=q.device) <= query_positions[:, None]
+        ahead = torch.arange(context_len, device=q.device) - query_positions[:, None]  # [queries, context]
+        visible = ahead <= 0 if window == 0 else (ahead <= 0) & (ahead > -window)
         queries = q[first:last].float().transpose(0, 1)  # [H, queries, D]
-        attended = F.scaled_dot_product_attention(
-            queries[None], keys[None], values[None], attn_mask=visible, scale=scale, enable_gqa=True
-        )
-        out[first:last] = attended[0].transpose(0, 1).to(q.dtype)
+        if soft_cap > 0 or alibi_slopes is not None:
+            bias = None if alibi_slopes is None else alibi_slopes[:, None, None] * ahead
+            attended = _attend(queries, keys, values, scale, soft_cap, bias, visible)
+        else:
+            attended = F.scaled_dot_product_attention(
+                queries[None], keys[None], values[None], attn_mask=visible, scale=scale, enable_gqa=True
+            )[0]
+        out[first:last] = attended.transpose(0, 1).to(q.dtype)
     return out
+
+
+def _attend(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float,
+    soft_cap: float,
+    bias: Tensor | None,
+    visible: Tensor,
+) -> Tensor:
+    """queries [H, Q, D] over keys and values [Hkv, C, D] -> [H, Q, D], with what torch's own attention cannot do."""
+    group = queries.shape[0] // keys.shape[0]
+    scores = queries @ keys.repeat_interleave(group, 0).transpose(1, 2) * scale
+    if soft_cap > 0:
+        scores = soft_cap * torch.tanh(scores / soft_cap)
+    if bias is not None:
+        scores = scores + bias
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    return weights @ values.repeat_interleave(group, 0)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

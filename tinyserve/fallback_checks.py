@@ -108,3 +108,12 @@ def check_attention(
                 f"block_tables[{request}]", block_tables[request, : -(-context_len // block_size)], 0, num_blocks
             )
     return list(zip(starts[:-1], starts[1:], contexts, strict=True))
+
+
+def check_scores(q: Tensor, window: int, soft_cap: float, alibi_slopes: Tensor | None) -> None:
+    for name, value in (("window", window), ("soft_cap", soft_cap)):
+        if value < 0:
+            raise ValueError(f"{name} must be 0 (none) or positive, got {value}")
+    if alibi_slopes is not None and (alibi_slopes.dtype != torch.float32 or alibi_slopes.shape != q.shape[1:2]):
+        expected = f"torch.float32 {list(q.shape[1:2])}"
+        raise ValueError(f"alibi_slopes must be {expected}, got {alibi_slopes.dtype} {list(alibi_slopes.shape)}")

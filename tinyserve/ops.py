@@ -257,11 +257,14 @@ def paged_attention(
     scale: float,
     k_scales: Tensor | None = None,
     v_scales: Tensor | None = None,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of a flat batch of requests over the paged cache; prefill and decode may mix.
 
     Query i of request b sits at position context_lens[b] - q_len + i and sees the keys up to that position; query head
-    h reads key head h // (H / Hkv).
+    h reads key head h // (H / Hkv). On a GPU the caller answers for the tables' contents: they are not looked at.
 
     Args:
         q: [T, H, D], the queries of all requests one after another.
@@ -271,12 +274,19 @@ def paged_attention(
         context_lens: int32 [B], keys of each request, its queries' own included.
         scale: factor on the scores, commonly D ** -0.5.
         k_scales, v_scales: fp32 [blocks, Hkv, S], what the elements of a head are multiplied with.
+        window: keys that a query sees, its own included; 0: all.
+        soft_cap: a score becomes soft_cap * tanh(score / soft_cap); 0: it stays.
+        alibi_slopes: fp32 [H]; a score gains slope * (the key's position - the query's).
 
     Returns:
         [T, H, D].
     """
-    kernel = _kernel("paged_attention", q.device.type)
-    result: Tensor = kernel(q, k_cache, v_cache, block_tables, query_starts, context_lens, scale, k_scales, v_scales)
+    if q.is_cuda and (q.dtype == torch.float32 or (k_scales is not None and q.shape[-1] % 16)):
+        kernel = _slower("paged_attention", "of float32, or of 8 bits and heads of no multiple of 16, on a GPU")
+    else:
+        kernel = _kernel("paged_attention", q.device.type)
+    cache = (k_cache, v_cache, block_tables, query_starts, context_lens)
+    result: Tensor = kernel(q, *cache, scale, k_scales, v_scales, window, soft_cap, alibi_slopes)
     return result
 
 
@@ -369,6 +379,13 @@ def _kernel(name: str, device: str) -> Callable[..., Any]:
     if key and _load("_cpu") and torch._C._dispatch_has_kernel_for_dispatch_key(f"tinyserve::{name}", key):
         return getattr(torch.ops.tinyserve, name).default  # type: ignore[no-any-return]
     _log.warning("%s has no compiled kernel for %s: the slower PyTorch fallback runs", name, device)
+    return getattr(fallback, name)  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _slower(name: str, case: str) -> Callable[..., Any]:
+    """The fallback, for a case that the compiled op refuses."""
+    _log.warning("%s has no compiled kernel %s: the slower PyTorch fallback runs", name, case)
     return getattr(fallback, name)  # type: ignore[no-any-return]
 
 
@@ -481,6 +498,9 @@ def _register_fakes() -> None:
         scale: float,
         k_scales: Tensor | None = None,
         v_scales: Tensor | None = None,
+        window: int = 0,
+        soft_cap: float = 0.0,
+        alibi_slopes: Tensor | None = None,
     ) -> Tensor:
         return torch.empty_like(q)
 

@@ -47,6 +47,11 @@ struct Sizes {
 
 inline int64_t tiles_before(int64_t key) { return (key + kTile - 1) / kTile; }
 
+// The first key that the query at `position` sees.
+inline int64_t first_seen(const PagedAttentionArgs& a, int64_t position) {
+  return a.window == 0 ? 0 : std::max<int64_t>(0, position + 1 - a.window);
+}
+
 inline Plan make_plan(const PagedAttentionArgs& a) {
   const Sizes sizes(a);
   int64_t total_tiles = 0;
@@ -59,16 +64,17 @@ inline Plan make_plan(const PagedAttentionArgs& a) {
     for (int64_t first = 0; first < query_len; first += per_task) {
       const int64_t end = std::min(query_len, first + per_task), rows = (end - first) * sizes.group;
       plan.max_rows = std::max(plan.max_rows, rows);
-      const int64_t tiles = tiles_before(a.context_lens[b] - query_len + end);
-      const bool cut = rows <= kMaxSplitRows && tiles > span;
+      const int64_t cached = a.context_lens[b] - query_len, tiles = tiles_before(cached + end);
+      const int64_t first_tile = first_seen(a, cached + first) / kTile;
+      const bool cut = rows <= kMaxSplitRows && tiles - first_tile > span;
       for (int64_t head = 0; head < a.num_kv_heads; ++head) {
-        const Task whole{b, head, first, end, 0, tiles, cut ? plan.partial_floats : -1};
+        const Task whole{b, head, first, end, first_tile, tiles, cut ? plan.partial_floats : -1};
         if (!cut) {
           plan.tasks.push_back(whole);
           continue;
         }
         plan.merges.push_back(whole);
-        for (int64_t tile = 0; tile < tiles; tile += span) {
+        for (int64_t tile = first_tile; tile < tiles; tile += span) {
           plan.tasks.push_back({b, head, first, end, tile, std::min(tiles, tile + span), plan.partial_floats});
           plan.partial_floats += (plan.tasks.back().end_tile - tile) * rows * sizes.partial_floats();
         }

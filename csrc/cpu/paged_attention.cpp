@@ -54,6 +54,13 @@ struct Running {
   }
 };
 
+// What one row sees of a tile, in keys of the tile.
+struct Sight {
+  int64_t first, end;
+  int64_t position;  // the query's own
+  float slope;       // ALiBi's
+};
+
 template <typename T, typename Cache>
 class Worker {
   using Operand = OperandOf<T, Cache>;
@@ -117,8 +124,9 @@ class Worker {
     for (int64_t r = 0; r < rows; ++r) {
       Running running;
       std::fill_n(static_cast<float*>(values_), sizes_.padded_dim, 0.f);
-      for (int64_t tile = 0; tile < task.end_tile; ++tile) {
-        const float* row = partials_ + task.partials + (tile * rows + r) * sizes_.partial_floats();
+      for (int64_t tile = task.first_tile; tile < task.end_tile; ++tile) {
+        const int64_t index = (tile - task.first_tile) * rows + r;
+        const float* row = partials_ + task.partials + index * sizes_.partial_floats();
         running.add(values_, row, row[sizes_.padded_dim], row[sizes_.padded_dim + 1], sizes_.padded_dim);
       }
       write(row_of(task, r), values_, running.sum);
@@ -170,11 +178,17 @@ class Worker {
 
   // The partial results of rows [first_row, first_row + count) for the tile in the panels.
   void attend(const Task& task, int64_t first_key, int64_t first_row, int64_t count, float* out) {
-    const int64_t stride = sizes_.partial_floats(), first_seen = first_visible(task) - first_key;
-    int64_t visible[kPanelRows], limit = 0;
+    const int64_t stride = sizes_.partial_floats(), first_limit = first_visible(task);
+    Sight sights[kPanelRows];
+    int64_t limit = 0;
     for (int64_t i = 0; i < count; ++i) {
-      visible[i] = std::clamp<int64_t>(first_seen + (first_row + i) / sizes_.group, 0, kTile);
-      limit = std::max(limit, visible[i]);
+      const int64_t row = first_row + i, position = first_limit - 1 + row / sizes_.group;
+      const int64_t head = task.kv_head * sizes_.group + row % sizes_.group;
+      sights[i] = {.first = std::clamp<int64_t>(first_seen(a_, position) - first_key, 0, kTile),
+                   .end = std::clamp<int64_t>(position + 1 - first_key, 0, kTile),
+                   .position = position - first_key,
+                   .slope = a_.alibi_slopes == nullptr ? 0.f : a_.alibi_slopes[head]};
+      limit = std::max(limit, sights[i].end);
     }
     const int64_t num_panels = (limit + kPanel - 1) / kPanel;
     if (keeps_panels_) {
@@ -194,7 +208,7 @@ class Worker {
     constexpr int64_t kWeights = kTile / kDepth<Operand>;
     float weight_steps[kPanelRows];
     for (int64_t i = 0; i < count; ++i)
-      weight_steps[i] = softmax(scores_ + i * kTile, query_steps_[first_row + i], visible[i], num_panels * kPanel,
+      weight_steps[i] = softmax(scores_ + i * kTile, query_steps_[first_row + i], sights[i], num_panels * kPanel,
                                 weights_ + i * kWeights, out + i * stride + sizes_.padded_dim);
     const int64_t depth = (limit + kDepth<Operand> - 1) / kDepth<Operand>;
     if (keeps_panels_) {
@@ -217,19 +231,24 @@ class Worker {
     }
   }
 
-  // Products [width] of queries in units of `query_step` -> weights 2^(score - max), 0 from `visible` on; max_sum gets
-  // the maximum and the sum. 2^x is cheaper than e^x. Returns what one unit of the weights is worth.
-  float softmax(float* scores, float query_step, int64_t visible, int64_t width, Operand* weights,
+  // Products [width] of queries in units of `query_step` -> weights 2^(score - max), 0 where nothing is seen; max_sum
+  // gets the maximum and the sum. 2^x is cheaper than e^x. Returns what one unit of the weights is worth.
+  float softmax(float* scores, float query_step, const Sight& sight, int64_t width, Operand* weights,
                 float* max_sum) const {
     for (int64_t j = 0; j < width; j += kWidth) {
       Vec score = load(scores + j) * (a_.scale * kLog2E * query_step);
       if constexpr (Tile<T, Cache>::kHasScales) score *= load(tile_.key_scales() + j);
       store(scores + j, score);
     }
-    std::fill(scores + visible, scores + width, -__builtin_inff());
+    if (a_.soft_cap > 0.f) cap(scores, width);
+    if (a_.alibi_slopes != nullptr) {
+      for (int64_t j = 0; j < width; ++j) scores[j] += sight.slope * kLog2E * float(j - sight.position);
+    }
+    std::fill(scores, scores + std::min(sight.first, width), -__builtin_inff());
+    std::fill(scores + sight.end, scores + width, -__builtin_inff());
     Vec most = broadcast(-__builtin_inff());
     for (int64_t j = 0; j < width; j += kWidth) most = select(load(scores + j) > most, load(scores + j), most);
-    max_sum[0] = visible == 0 ? 0.f : max(most);
+    max_sum[0] = sight.first >= sight.end ? 0.f : max(most);
     Vec total = {};
     for (int64_t j = 0; j < width; j += kWidth) {
       Vec weight = exp2(load(scores + j) - max_sum[0]);
@@ -240,6 +259,15 @@ class Worker {
     max_sum[1] = sum(total);
     if constexpr (kHasUnit) return round_to_int16(scores, width, reinterpret_cast<int16_t*>(weights));
     return 1.0f;
+  }
+
+  // Scores in powers of two to soft_cap * tanh(score / soft_cap); tanh(x) = 1 - 2 / (1 + e^2x).
+  void cap(float* scores, int64_t width) const {
+    const float outer = a_.soft_cap * kLog2E, inner = 2.f / a_.soft_cap;
+    for (int64_t j = 0; j < width; j += kWidth) {
+      const Vec twice = load(scores + j) * inner;
+      store(scores + j, outer - 2.f * outer / (1.f + exp2(select(twice > 126.f, broadcast(126.f), twice))));
+    }
   }
 
   static constexpr bool kHasUnit = std::is_same_v<Operand, IntPair>;  // integers, each row's with a unit of its own

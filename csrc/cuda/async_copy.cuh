@@ -31,7 +31,18 @@ __device__ inline void cp_async_16(void* shared, const void* global, int bytes =
 #endif
 }
 
-// The same for data that nobody will ask for again.
+// The same of 4, both on 4 bytes.
+__device__ inline void cp_async_4(void* shared, const void* global, int bytes = 4) {
+#ifdef __CUDA_EMULATED__
+  emulator::cp_async(shared, global, bytes, 4);
+#else
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(uint32_t(__cvta_generic_to_shared(shared))),
+               "l"(global), "r"(bytes)
+               : "memory");
+#endif
+}
+
+// 16 bytes of data that nobody will ask for again.
 __device__ inline void cp_async_16_streaming(void* shared, const void* global, int bytes = 16) {
 #ifdef __CUDA_EMULATED__
   emulator::cp_async(shared, global, bytes);

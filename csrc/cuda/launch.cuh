@@ -25,6 +25,14 @@ void dispatch(Dtype dtype, const F& f) {
   }
 }
 
+// The same for kernels of 16 bits; the op has refused the others.
+template <typename F>
+void dispatch_half(Dtype dtype, const F& f) {
+  if (dtype == Dtype::kHalf) return f(__half{});
+  if (dtype == Dtype::kBFloat16) return f(__nv_bfloat16{});
+  throw std::invalid_argument("a kernel of 16 bits was given float32");
+}
+
 struct LaunchOptions {
   int cluster = 1;         // blocks, along x, that share their shared memory; sm_90 and up
   bool dependent = false;  // may start before the kernel before it in the stream is done: see grid_dependency_wait()

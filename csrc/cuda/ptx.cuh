@@ -68,6 +68,17 @@ __device__ inline uint2 load_read_only_8(const void* from) {
 #endif
 }
 
+// 2^x to about 2 units of the last place; 0 for -infinity.
+__device__ inline float exp2_approx(float x) {
+#ifdef __CUDA_EMULATED__
+  return exp2f(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+
 // Any function of three words bit by bit; bit 4a + 2b + c of the table is its value: (a & b) | c is 0xea.
 template <int kTable>
 __device__ inline uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {

@@ -21,6 +21,8 @@ template <typename T>
 __global__ void __launch_bounds__(kMaxThreads)
     rms_norm_kernel(const T* __restrict__ x, const T* __restrict__ weight, T* __restrict__ residual, T* __restrict__ y,
                     int channels, float eps) {
+  grid_dependency_wait();
+  grid_dependency_launch();
   const int64_t row = int64_t(blockIdx.x) * channels;
   const int vecs = channels / kVecSize<T>;
   Vec<T> kept[kMaxVecs];
@@ -70,6 +72,8 @@ template <typename T>
 __global__ void __launch_bounds__(kMaxThreads)
     rms_norm_ragged_kernel(const T* __restrict__ x, const T* __restrict__ weight, T* __restrict__ residual,
                            T* __restrict__ y, int channels, float eps) {
+  grid_dependency_wait();
+  grid_dependency_launch();
   const int64_t row = int64_t(blockIdx.x) * channels;
   float squares = 0.f;
   for (int c = threadIdx.x; c < channels; c += blockDim.x) {
@@ -92,8 +96,9 @@ void launch(const RmsNormArgs& a, void* stream) {
   const int64_t items = whole ? a.channels / kVecSize<T> : a.channels;
   const int threads = int(std::min<int64_t>((items + kWarpSize - 1) / kWarpSize * kWarpSize, kMaxThreads));
   launch_kernel("rms_norm", whole ? rms_norm_kernel<T> : rms_norm_ragged_kernel<T>, dim3(a.tokens), dim3(threads),
-                kMaxWarps * sizeof(float), stream, static_cast<const T*>(a.x), static_cast<const T*>(a.weight),
-                static_cast<T*>(a.residual), static_cast<T*>(a.y), int(a.channels), a.eps);
+                kMaxWarps * sizeof(float), stream, LaunchOptions{.dependent = true}, static_cast<const T*>(a.x),
+                static_cast<const T*>(a.weight), static_cast<T*>(a.residual), static_cast<T*>(a.y), int(a.channels),
+                a.eps);
 }
 
 }  // namespace

@@ -72,6 +72,8 @@ struct Pair {
 // `lanes` threads, a power of two, for each head; a lane's items are `lanes` apart. Size elements are 16 bytes, or one.
 template <typename T, typename Cache, int Size, int Items>
 __global__ void __launch_bounds__(kThreads) rope_kv_write_kernel(RopeKvWriteArgs a, int lanes) {
+  grid_dependency_wait();
+  grid_dependency_launch();
   const int dim = int(a.head_dim), half = int(a.rotary_dim / 2), rest = dim - int(a.rotary_dim);
   const int64_t heads = a.num_heads + 2 * a.num_kv_heads;
   const int64_t index = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / lanes;
@@ -158,7 +160,8 @@ void launch(const RopeKvWriteArgs& a, void* stream) {
   const int64_t threads = a.tokens * (a.num_heads + 2 * a.num_kv_heads) * lanes;
   launch_kernel("rope_kv_write",
                 whole ? rope_kv_write_kernel<T, Cache, kVecSize<T>, 1> : rope_kv_write_kernel<T, Cache, 1, kMaxItems>,
-                dim3(unsigned((threads + kThreads - 1) / kThreads)), dim3(kThreads), 0, stream, a, lanes);
+                dim3(unsigned((threads + kThreads - 1) / kThreads)), dim3(kThreads), 0, stream,
+                LaunchOptions{.dependent = true}, a, lanes);
 }
 
 }  // namespace

@@ -17,6 +17,8 @@ __device__ inline float gated(float gate, float up) { return gate / (1.f + expf(
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     silu_mul_kernel(const T* __restrict__ gate_up, T* __restrict__ y, int size, int chunks) {
+  grid_dependency_wait();
+  grid_dependency_launch();
   const int64_t token = blockIdx.x / chunks;
   const int i = (blockIdx.x % chunks * kThreads + threadIdx.x) * kVecSize<T>;
   if (i >= size) return;
@@ -32,6 +34,8 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     silu_mul_ragged_kernel(const T* __restrict__ gate_up, T* __restrict__ y, int size, int chunks) {
+  grid_dependency_wait();
+  grid_dependency_launch();
   const int64_t token = blockIdx.x / chunks;
   const int i = blockIdx.x % chunks * kThreads + threadIdx.x;
   if (i >= size) return;
@@ -45,8 +49,8 @@ void launch(const SiluMulArgs& a, void* stream) {
   const bool whole = a.size % kVecSize<T> == 0 && on_16_bytes(a.gate_up) && on_16_bytes(a.y);
   const int64_t items = whole ? a.size / kVecSize<T> : a.size, chunks = (items + kThreads - 1) / kThreads;
   launch_kernel("silu_mul", whole ? silu_mul_kernel<T> : silu_mul_ragged_kernel<T>, dim3(unsigned(a.tokens * chunks)),
-                dim3(kThreads), 0, stream, static_cast<const T*>(a.gate_up), static_cast<T*>(a.y), int(a.size),
-                int(chunks));
+                dim3(kThreads), 0, stream, LaunchOptions{.dependent = true}, static_cast<const T*>(a.gate_up),
+                static_cast<T*>(a.y), int(a.size), int(chunks));
 }
 
 }  // namespace

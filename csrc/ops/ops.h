@@ -37,7 +37,8 @@ Tensor rope_kv_write(const Tensor& qkv, const Tensor& positions, const Tensor& c
                      const OptionalTensor& v_scales);
 Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_tables,
                        const Tensor& query_starts, const Tensor& context_lens, double scale,
-                       const OptionalTensor& k_scales, const OptionalTensor& v_scales);
+                       const OptionalTensor& k_scales, const OptionalTensor& v_scales, int64_t window, double soft_cap,
+                       const OptionalTensor& alibi_slopes);
 std::string cpu_isa(const std::string& name);
 std::string cpu_profile(bool start);
 void tape_start(const Tensor& memory);

@@ -1,6 +1,8 @@
 // paged_attention.cpp — checks and allocation; the arithmetic is in cpu/ and cuda/.
 #include "caches.h"
 
+#include <limits>
+
 namespace tinyserve {
 namespace {
 
@@ -28,7 +30,8 @@ void check_requests(const PagedAttentionArgs& a, int64_t num_blocks) {
 
 Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_tables,
                        const Tensor& query_starts, const Tensor& context_lens, double scale,
-                       const OptionalTensor& k_scales, const OptionalTensor& v_scales) {
+                       const OptionalTensor& k_scales, const OptionalTensor& v_scales, int64_t window, double soft_cap,
+                       const OptionalTensor& alibi_slopes) {
   check_dim(q, "q", 3, "[T, H, D]");
   check_dim(k_cache, "k_cache", 4, "[blocks, Hkv, S, D]");
   check_dim(block_tables, "block_tables", 2, "[B, max_blocks]");
@@ -46,10 +49,20 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
   check_tensor(block_tables, "block_tables", {num_requests, max_blocks}, ScalarType::Int, q);
   check_tensor(query_starts, "query_starts", {num_requests + 1}, ScalarType::Int, q);
   check_tensor(context_lens, "context_lens", {num_requests}, ScalarType::Int, q);
+  STD_TORCH_CHECK(window >= 0, "window must be 0 (none) or positive, got ", window);
+  STD_TORCH_CHECK(soft_cap >= 0, "soft_cap must be 0 (none) or positive, got ", soft_cap);
+  if (alibi_slopes) check_tensor(*alibi_slopes, "alibi_slopes", {num_heads}, ScalarType::Float, q);
+#if defined(TINYSERVE_CUDA) || defined(TINYSERVE_EMULATED)
+  STD_TORCH_CHECK(dtype != Dtype::kFloat, "q must be float16 or bfloat16 on CUDA, got ", toString(q.scalar_type()));
+  STD_TORCH_CHECK(cache_dtype == CacheDtype::kActivations || head_dim % 16 == 0,
+                  "the head dimension must be a multiple of 16 for a cache of 8 bits on CUDA, got ", head_dim);
+  STD_TORCH_CHECK(num_blocks * num_kv_heads * block_size <= std::numeric_limits<int32_t>::max(),
+                  "k_cache must have less than 2^31 rows, got ", shape(k_cache.sizes()));
+#endif
 
   const DeviceGuard guard(q.get_device());
   Tensor y = allocate(q, {tokens, num_heads, head_dim});
-  const PagedAttentionArgs args{
+  PagedAttentionArgs args{
       .q = q.data_ptr(),
       .k_cache = k_cache.data_ptr(),
       .v_cache = v_cache.data_ptr(),
@@ -58,6 +71,8 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
       .block_tables = static_cast<const int32_t*>(block_tables.data_ptr()),
       .query_starts = static_cast<const int32_t*>(query_starts.data_ptr()),
       .context_lens = static_cast<const int32_t*>(context_lens.data_ptr()),
+      .alibi_slopes = alibi_slopes ? static_cast<const float*>(alibi_slopes->data_ptr()) : nullptr,
+      .workspace = nullptr,
       .y = y.data_ptr(),
       .tokens = tokens,
       .num_requests = num_requests,
@@ -67,14 +82,21 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
       .head_dim = head_dim,
       .block_size = block_size,
       .key_strides = key_strides(k_cache),
+      .window = window,
       .scale = float(scale),
+      .soft_cap = float(soft_cap),
       .dtype = dtype,
       .cache_dtype = cache_dtype,
   };
 #if !defined(TINYSERVE_CUDA)
   check_requests(args, num_blocks);
 #endif
-  if (tokens > 0) backend::paged_attention(args, current_stream(q));
+  if (tokens == 0) return y;
+#if defined(TINYSERVE_CUDA) || defined(TINYSERVE_EMULATED)
+  const Tensor workspace = allocate(q, {cuda::paged_attention_workspace(args)}, ScalarType::Float);
+  args.workspace = static_cast<float*>(workspace.data_ptr());
+#endif
+  backend::paged_attention(args, current_stream(q));
   return y;
 }
 

@@ -7,13 +7,13 @@
 
 namespace emulator {
 
-inline void cp_async(void* shared, const void* global, int bytes) {
-  shared_address(shared, 16, 16, "cp.async");
-  if (bytes < 0 || bytes > 16) fail("cp.async of " + std::to_string(bytes) + " bytes");
-  if (bytes > 0) check_aligned(global, 16, "cp.async");
-  poison(shared, 16);
+inline void cp_async(void* shared, const void* global, int bytes, int size = 16) {
+  shared_address(shared, size, size, "cp.async");
+  if (bytes < 0 || bytes > size) fail("cp.async of " + std::to_string(bytes) + " bytes");
+  if (bytes > 0) check_aligned(global, size, "cp.async");
+  poison(shared, size);
   if (bytes > 0 && is_hidden(global)) return;  // NaN stays
-  self->copies.back().push_back({shared, global, bytes});
+  self->copies.back().push_back({shared, global, bytes, size});
 }
 
 inline void cp_async_commit() { self->copies.emplace_back(); }
@@ -26,7 +26,7 @@ inline void cp_async_wait(int pending) {
   if (done <= 0) return;
   for (int i = 0; i < done; ++i)
     for (const Copy& copy : groups[i]) {
-      std::memset(copy.to, 0, 16);
+      std::memset(copy.to, 0, copy.size);
       std::memcpy(copy.to, copy.from, copy.bytes);
     }
   groups.erase(groups.begin(), groups.begin() + done);

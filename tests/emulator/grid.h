@@ -66,7 +66,7 @@ struct Warp {
 struct Copy {  // of cp.async, that has not arrived
   void* to;
   const void* from;
-  int bytes;
+  int bytes, size;
 };
 
 struct Wgmma {  // a lane's part of its warpgroup's products

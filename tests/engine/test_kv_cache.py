@@ -74,3 +74,8 @@ def test_a_large_cache_costs_nothing_until_it_is_used(tiny_model: LlamaModel) ->
     caches = kv_cache.allocate(tiny_model, 1 << 16, 16)
     assert sum(cache.k.nbytes + cache.v.nbytes for cache in caches) == 1 << 30
     assert resident() - before < 1 << 27
+
+
+def test_fp8_is_refused_on_a_cpu(tiny_folder: Path, tiny_model: LlamaModel) -> None:
+    with pytest.raises(ValueError, match="kv_cache_dtype fp8 is for a GPU, and the model is on a CPU: use int8"):
+        kv_cache.num_blocks(tiny_model, config(tiny_folder, kv_cache_dtype="fp8"), 500)

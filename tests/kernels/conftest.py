@@ -80,3 +80,17 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 def is_cuda(request: pytest.FixtureRequest, device: str) -> bool:
     """Whether the CUDA kernels compute, on a GPU or in the emulator."""
     return not request.node.callspec.params["device"].startswith("cpu")
+
+
+@pytest.fixture
+def is_emulated(request: pytest.FixtureRequest, device: str) -> bool:
+    return bool(request.node.callspec.params["device"].startswith("emulated"))
+
+
+@pytest.fixture
+def emulated_gpu(is_emulated: bool) -> Iterator[Callable[[int, int], None]]:
+    """A function that sets the multiprocessors and the compute capability that the emulator has."""
+    if not is_emulated:
+        pytest.skip("for the emulator")
+    yield torch.ops.tinyserve_emulated.set_gpu
+    torch.ops.tinyserve_emulated.set_gpu(4, 90)

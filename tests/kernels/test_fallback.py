@@ -110,13 +110,14 @@ def test_paged_attention(heads: int, place: str, dtype: torch.dtype) -> None:
 
 @DTYPES
 @PLACES
-def test_a_cache_of_int8(place: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("stored", "tolerance"), [(torch.int8, 0.03), (torch.float8_e4m3fn, 0.06)])
+def test_a_cache_of_8_bits(stored: torch.dtype, tolerance: float, place: str, dtype: torch.dtype) -> None:
     qkv, positions = torch.randn(6, 8 * 16).to(dtype), torch.arange(6, dtype=torch.int32)
     cos_sin, slots = torch.rand(30, 16) * 2 - 1, torch.tensor([0, 1, 2, 3, 4, 5], dtype=torch.int32)
     tables, starts = torch.tensor([[0, 1]], dtype=torch.int32), torch.tensor([0, 6], dtype=torch.int32)
     exact = torch.zeros(2, 2, 2, 4, 16)
     want_q, *want = reference.rope_kv_write(qkv, positions, cos_sin, slots, exact[0], exact[1], 4)
-    codes = torch.zeros(2, 2, 2, 4, 16, dtype=torch.int8, device=place)
+    codes = torch.zeros(2, 2, 2, 4, 16, device=place).to(stored)
     scales = torch.zeros(2, 2, 2, 4, device=place)
     qkv, positions, cos_sin, slots, tables, starts = (
         t.to(place) for t in (qkv, positions, cos_sin, slots, tables, starts)
@@ -126,7 +127,27 @@ def test_a_cache_of_int8(place: str, dtype: torch.dtype) -> None:
     lengths = torch.tensor([6], dtype=torch.int32)
     got = fallback.paged_attention(q, codes[0], codes[1], tables, starts, lengths.to(place), 0.25, scales[0], scales[1])
     attended = reference.paged_attention(q.cpu(), want[0], want[1], tables.cpu(), starts.cpu(), lengths, 0.25)
-    assert reference.relative_error(got.cpu(), attended) < 0.03
+    assert reference.relative_error(got.cpu(), attended) < tolerance
+
+
+@PLACES
+@pytest.mark.parametrize("window", [0, 4])
+@pytest.mark.parametrize("soft_cap", [0.0, 1.5])
+@pytest.mark.parametrize("has_slopes", [False, True])
+def test_capped_and_biased_scores(has_slopes: bool, soft_cap: float, window: int, place: str) -> None:
+    q, caches = torch.randn(9, 6, 16), torch.randn(2, 20, 2, 4, 16)
+    tables = torch.randperm(20, dtype=torch.int32)[:18].view(3, 6)
+    starts = torch.tensor([0, 1, 6, 9], dtype=torch.int32)
+    contexts = torch.tensor([23, 5, 11], dtype=torch.int32)
+    slopes = torch.rand(6) if has_slopes else None
+    expected = reference.paged_attention(
+        q, caches[0], caches[1], tables, starts, contexts, 0.25, window, soft_cap, slopes
+    )
+    q, k_cache, v_cache, tables, starts, contexts = (t.to(place) for t in (q, *caches, tables, starts, contexts))
+    slopes = None if slopes is None else slopes.to(place)
+    lengths = (tables, starts, contexts)
+    got = fallback.paged_attention(q, k_cache, v_cache, *lengths, 0.25, None, None, window, soft_cap, slopes)
+    check(got, expected, torch.float32)
 
 
 def test_names_what_does_not_fit() -> None:

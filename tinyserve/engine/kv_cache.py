@@ -18,13 +18,14 @@ _log = logging.getLogger(__name__)
 CPU_SHARE = 0.25  # of the memory that is available, when no size is given
 CPU_MAX_BYTES = 4 << 30
 CUDA_SHARE = 0.85  # of what the weights leave
-SCALE = torch.float32  # of a key or a value of int8
+SCALE = torch.float32  # of a key or a value of 8 bits
+STORED = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}  # with scales
 
 
 def block_bytes(model: LlamaModel, block_size: int, dtype: KvCacheDtype = "auto") -> int:
-    """Bytes of one block over all layers, keys and values, and their scales where they are int8."""
+    """Bytes of one block over all layers, keys and values, and their scales where they have 8 bits."""
     config = model.config
-    head_bytes = config.head_dim + SCALE.itemsize if dtype == "int8" else config.head_dim * model.dtype.itemsize
+    head_bytes = config.head_dim + SCALE.itemsize if dtype in STORED else config.head_dim * model.dtype.itemsize
     return max(1, 2 * config.num_layers * config.num_kv_heads * head_bytes) * block_size
 
 
@@ -34,8 +35,8 @@ def num_blocks(model: LlamaModel, config: EngineConfig, context_length: int) -> 
     Raises:
         ValueError: not even one block fits, or there is no such cache on the model's device.
     """
-    if config.kv_cache_dtype == "int8" and model.device.type != "cpu":
-        raise ValueError(f"kv_cache_dtype int8 is for the CPU, and the model is on {model.device}: use auto")
+    if config.kv_cache_dtype == "fp8" and model.device.type == "cpu":
+        raise ValueError("kv_cache_dtype fp8 is for a GPU, and the model is on a CPU: use int8")
     size = block_bytes(model, config.block_size, config.kv_cache_dtype)
     budget = config.kv_cache_bytes if config.kv_cache_bytes is not None else _default_bytes(model.device)
     useful = config.max_num_requests * -(-context_length // config.block_size)
@@ -52,8 +53,8 @@ def allocate(model: LlamaModel, count: int, block_size: int, dtype: KvCacheDtype
     """One cache per layer, [count, Hkv, S, D] each; zeros, so that no garbage can ever turn into NaN."""
     config, device = model.config, model.device
     shape = (count, config.num_kv_heads, block_size, config.head_dim)
-    stored = model.dtype if dtype == "auto" else torch.int8
-    scales = 0 if dtype == "auto" else 2  # of keys and of values
+    stored = STORED.get(dtype, model.dtype)
+    scales = 2 if dtype in STORED else 0  # of keys and of values
     return [
         LayerCache(
             _zero_keys(shape, stored, device),

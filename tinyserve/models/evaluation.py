@@ -53,7 +53,7 @@ def _caches(model: LlamaModel, length: int, dtype: KvCacheDtype) -> Iterator[Lay
     """One cache that every layer uses in turn: within a single pass no layer reads what another has written."""
     config = model.config
     heads = (-(-length // BLOCK_SIZE), config.num_kv_heads, BLOCK_SIZE)
-    stored = torch.int8 if dtype == "int8" else model.dtype
+    stored = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}.get(dtype, model.dtype)
     k, v = (torch.zeros(*heads, config.head_dim, dtype=stored, device=model.device) for _ in range(2))
-    scales = [torch.zeros(heads, device=model.device) for _ in range(2)] if dtype == "int8" else []
+    scales = [torch.zeros(heads, device=model.device) for _ in range(2)] if dtype != "auto" else []
     yield from [LayerCache(k, v, *scales)] * config.num_layers

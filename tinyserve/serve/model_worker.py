@@ -83,7 +83,7 @@ def add_model_flags(flags: argparse.ArgumentParser, model_path: bool = True) -> 
         "--kv-cache-dtype",
         choices=get_args(KvCacheDtype),
         default="auto",
-        help="of keys and values; int8: half the memory on a CPU, rounded (the activations')",
+        help="of keys and values; int8, on a GPU also fp8: half the memory, rounded (the activations')",
     )
     group.add_argument("--kv-cache-bytes", type=int, metavar="BYTES", help="default: a share of the free memory")
     group.add_argument("--block-size", type=int, default=EngineConfig.block_size, help="tokens in a block of it (32)")

@@ -1,0 +1,9 @@
+// prefill_64.cu — the kernels for heads of up to 64 elements: ../attention_kernel.cuh.
+#include "../attention_kernel.cuh"
+
+namespace tinyserve::cuda {
+
+template void launch_attention<64, Phase::kPrefill>(const PagedAttentionArgs& args, QueryLimits limits, void* stream);
+template int64_t attention_workspace<64, Phase::kPrefill>(const PagedAttentionArgs& args);
+
+}  // namespace tinyserve::cuda

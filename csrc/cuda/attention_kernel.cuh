@@ -1,0 +1,153 @@
+// attention_kernel.cuh — attention of a launch's requests over the paged cache, one CTA's share of units after another,
+// and how it is started. What a share is: attention_work.cuh.
+//
+// Each attention/*.cu compiles it for one size of heads and one phase, so that they compile side by side.
+#pragma once
+
+#include "attention.h"
+#include "attention_merge.cuh"
+#include "device.cuh"
+#include "launch.cuh"
+
+namespace tinyserve::cuda {
+
+// The queries of a row tile; rows and elements that do not exist are zero. For a cache of 8 bits, of each 16 elements
+// the even ones come first: see attention_operand.cuh.
+template <typename Shape>
+__device__ inline void load_queries(const AttentionJob& job, const AttentionWalk<Shape>& walk, char* queries) {
+  using T = typename Shape::T;
+  const int num_rows = walk.num_rows(job);
+  constexpr int kPairs = Shape::kDim / 16;  // of chunks of 16 bytes
+  for (int item = threadIdx.x; item < Shape::kRows * kPairs; item += Shape::kThreads) {
+    const int row = item / kPairs, pair = item % kPairs, d = pair * 16;
+    const T* from = static_cast<const T*>(job.a.q) + (row < num_rows ? row_offset(job, walk, row) : 0) + d;
+    uint4 low = {}, high = {};
+    if (row < num_rows && d < job.a.head_dim) low = *reinterpret_cast<const uint4*>(from);
+    if (row < num_rows && d + 8 < job.a.head_dim) high = *reinterpret_cast<const uint4*>(from + 8);
+    if constexpr (Shape::kHasScales) {
+      const auto evens = [](uint32_t a, uint32_t b) { return (a & 0xffff) | b << 16; };
+      const auto odds = [](uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000); };
+      const uint4 first = {evens(low.x, low.y), evens(low.z, low.w), evens(high.x, high.y), evens(high.z, high.w)};
+      high = {odds(low.x, low.y), odds(low.z, low.w), odds(high.x, high.y), odds(high.z, high.w)};
+      low = first;
+    }
+    *reinterpret_cast<uint4*>(query_at<Shape>(queries, row, 2 * pair)) = low;
+    *reinterpret_cast<uint4*>(query_at<Shape>(queries, row, 2 * pair + 1)) = high;
+  }
+}
+
+template <typename Shape>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kMaxCtas)
+    paged_attention_kernel(const __grid_constant__ AttentionJob job) {
+  static_assert(Shape::kShareAt + int(sizeof(AttentionShare<Shape>)) <= Shape::kSharedBytes);
+  char* queries = shared_memory();
+  char* scratch = queries + Shape::kScratchAt;
+  auto& share = *reinterpret_cast<AttentionShare<Shape>*>(queries + Shape::kShareAt);
+  grid_dependency_wait();
+  grid_dependency_launch();
+  share.find(job, scratch);
+  if (share.units == 0) return;
+
+  const KeyRing<Shape> ring(job, queries);
+  using Place = typename KeyRing<Shape>::Place;
+  AttentionWalk<Shape> walk = share.begin;
+  Place next;
+  {
+    AttentionWalk<Shape> ahead = walk;
+    Place places[Shape::kStages + 1];
+#pragma unroll
+    for (Place& place : places) place = ring.ask(ahead);
+#pragma unroll
+    for (int stage = 0; stage < Shape::kStages; ++stage) ring.note(stage, places[stage]);
+    next = places[Shape::kStages];
+    if (threadIdx.x == 0) share.ahead[0] = ahead;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int stage = 0; stage < Shape::kStages - 1; ++stage) {
+    ring.load(stage);
+    cp_async_commit();
+  }
+
+  const int key_warp = threadIdx.x / kWarpSize % Shape::kKeyWarps;
+  constexpr int kWarpKeys = Shape::kKeys / Shape::kKeyWarps;
+  WarpRows<Shape> rows;
+  bool starts = true;  // a row tile
+  for (int stage = 0, turn = 0;; stage = stage + 1 == Shape::kStages ? 0 : stage + 1, turn ^= 1) {
+    cp_async_wait<Shape::kStages - 2>();
+    __syncthreads();  // the tile is there for all, the one before it is done with by all
+    const int freed = stage == 0 ? Shape::kStages - 1 : stage - 1;
+    if (walk.left >= Shape::kStages) ring.load(freed);
+    cp_async_commit();
+    ring.note(stage, next);
+    {
+      AttentionWalk<Shape> ahead = share.ahead[turn];
+      next = ring.ask(ahead);
+      if (threadIdx.x == 0) share.ahead[turn ^ 1] = ahead;
+    }
+
+    if (starts) {
+      load_queries(job, walk, queries);
+      rows.start();
+      __syncthreads();
+    }
+    const int tile_key = walk.tile * Shape::kKeys;
+    const int first_limit = walk.rows.cached + walk.first_row() / job.group + 1;  // keys that the first row sees
+    const bool sees_all =
+        tile_key + Shape::kKeys <= first_limit && (job.window == 0 || tile_key >= walk.end_key - job.window);
+#pragma unroll 1
+    for (int first = key_warp * kWarpKeys; first < (key_warp + 1) * kWarpKeys; first += Shape::kStep) {
+      if (tile_key + first >= walk.end_key) break;
+      rows.attend(job, walk, queries, ring.keys(stage), ring.values(stage), ring.scales(stage), first, sees_all);
+    }
+    starts = walk.ends_row_tile();
+    if (starts || walk.left == 1) {
+      rows.finish();
+      merge_warps<Shape>(rows, ring.keys(stage), scratch);
+      write_rows(job, walk, parts_of(share, walk), rows, reinterpret_cast<int*>(scratch));
+    }
+    if (walk.left == 1) return;
+    walk.advance(job);
+  }
+}
+
+// Calls f with the shape for the activations and the cache of a call.
+template <int kDim, Phase kPhase, typename F>
+void dispatch_shape(const PagedAttentionArgs& a, const F& f) {
+  dispatch_half(a.dtype, [&](auto type) {
+    using T = decltype(type);
+    dispatch_cache<T>(a.cache_dtype, [&](auto cache) { f(AttentionShape<T, decltype(cache), kDim, kPhase>{}); });
+  });
+}
+
+template <typename Shape>
+int num_ctas() {
+  const Device device = current_device();
+  return std::min(kMaxCtas, Shape::ctas(device.multiprocessors, device.shared_bytes));
+}
+
+template <int kDim, Phase kPhase>
+void launch_attention(const PagedAttentionArgs& a, QueryLimits limits, void* stream) {
+  const AttentionJob job{.a = a,
+                         .group = int(a.num_heads / a.num_kv_heads),
+                         .window = int(std::min<int64_t>(a.window, 0x7fffffff)),
+                         .min_queries = limits.least,
+                         .max_queries = limits.most,
+                         .arrivals_row = arrivals_row(stream)};
+  dispatch_shape<kDim, kPhase>(a, [&](auto shape) {
+    using Shape = decltype(shape);
+    launch_kernel("paged_attention", paged_attention_kernel<Shape>, dim3(num_ctas<Shape>()), dim3(Shape::kThreads),
+                  Shape::kSharedBytes, stream, LaunchOptions{.dependent = true}, job);
+  });
+}
+
+// Each CTA may have parts of the first and of the last row tile of its share.
+template <int kDim, Phase kPhase>
+int64_t attention_workspace(const PagedAttentionArgs& a) {
+  int64_t floats = 0;
+  dispatch_shape<kDim, kPhase>(
+      a, [&](auto shape) { floats = 2 * num_ctas<decltype(shape)>() * decltype(shape)::kPartFloats; });
+  return floats;
+}
+
+}  // namespace tinyserve::cuda
