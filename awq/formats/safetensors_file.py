@@ -1,6 +1,12 @@
-"""Reads the tensors of one safetensors file, which is mapped, not loaded: opening reads its header only."""
+"""Reads the tensors of one safetensors file, which is mapped, not loaded: opening reads its header only.
+
+Pages of the file that were read count as memory of the process until their mapping is gone, which is when the last
+tensor in it is. So the file is mapped anew after every REOPEN_BYTES: a model whose tensors are packed one after the
+other does not hold its file beside them.
+"""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +30,8 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 
+REOPEN_BYTES = 256 << 20
+
 
 class SafetensorsFile:
     """The tensors of a file.
@@ -34,13 +42,8 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
-            self._handle = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            size = path.stat().st_size
-            raise CheckpointError(
-                f"{path}: not a complete safetensors file ({error}; it has {size} bytes); copy or download it again"
-            ) from error
+        self._handle = self._open()
+        self._read_bytes = 0  # since it was mapped
 
     def __str__(self) -> str:
         return str(self._path)
@@ -53,10 +56,25 @@ class SafetensorsFile:
         return TensorInfo(DTYPES.get(view.get_dtype()), tuple(view.get_shape()))
 
     def tensor(self, name: str) -> Tensor:
+        if self._read_bytes >= REOPEN_BYTES:
+            self._handle = self._open()
+            self._read_bytes = 0
         try:
-            return self._handle.get_tensor(name)
+            tensor: Tensor = self._handle.get_tensor(name)
+            self._read_bytes += tensor.numel() * tensor.element_size()
+            return tensor
         except (SafetensorError, OSError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{self._path}: tensor {name} cannot be read: {error}") from error
 
     def file_of(self, name: str) -> str:
         return str(self._path)
+
+    def _open(self) -> Any:
+        try:
+            return safe_open(self._path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            size = self._path.stat().st_size if self._path.exists() else 0
+            raise CheckpointError(
+                f"{self._path}: not a complete safetensors file ({error}; it has {size} bytes); copy or download it "
+                "again"
+            ) from error
