@@ -25,6 +25,8 @@ struct GemmConfig {
   int stages;       // of the ring in shared memory
   int ctas_per_sm;  // that run side by side
   int cluster;      // CTAs that receive one copy of x; 1: none
+
+  constexpr int cluster_n() const { return tile_n * cluster; }  // rows of the weight that a copy of x serves
 };
 
 // By kind, then by tile_m, then by tile_n.
@@ -37,6 +39,16 @@ inline constexpr GemmConfig kGemmConfigs[] = {
     {"mma_n256_m64_k64", GemmKind::kMma, 256, 64, 64, 4, 2, 1},
     {"mma_n128_m128_k64", GemmKind::kMma, 128, 128, 64, 3, 2, 1},
     {"mma_n256_m128_k64", GemmKind::kMma, 256, 128, 64, 3, 1, 1},
+    {"wgmma_n128_m16_k128", GemmKind::kWgmma, 128, 16, 128, 7, 2, 1},
+    {"wgmma_n128_m32_k128", GemmKind::kWgmma, 128, 32, 128, 5, 2, 1},
+    {"wgmma_n128_m64_k128", GemmKind::kWgmma, 128, 64, 128, 4, 2, 1},
+    {"wgmma_n128_m64_k128_c2", GemmKind::kWgmma, 128, 64, 128, 4, 2, 2},
+    {"wgmma_n256_m64_k128", GemmKind::kWgmma, 256, 64, 128, 5, 1, 1},
+    {"wgmma_n128_m128_k64", GemmKind::kWgmma, 128, 128, 64, 8, 1, 1},
+    {"wgmma_n256_m128_k64", GemmKind::kWgmma, 256, 128, 64, 7, 1, 1},
+    {"wgmma_n256_m128_k64_c2", GemmKind::kWgmma, 256, 128, 64, 7, 1, 2},
+    {"wgmma_n128_m256_k64", GemmKind::kWgmma, 128, 256, 64, 5, 1, 1},
+    {"wgmma_n128_m256_k64_c2", GemmKind::kWgmma, 128, 256, 64, 5, 1, 2},
 };
 constexpr int kNumGemmConfigs = sizeof(kGemmConfigs) / sizeof(kGemmConfigs[0]);
 

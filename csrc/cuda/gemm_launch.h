@@ -8,5 +8,7 @@ namespace tinyserve::cuda {
 
 template <typename T>
 void mma_gemm(const W4A16Args& a, const StreamK& plan, void* stream);  // gemm/mma_*.cu
+template <typename T>
+void wgmma_gemm(const W4A16Args& a, const StreamK& plan, void* stream);  // gemm/wgmma_*.cu
 
 }  // namespace tinyserve::cuda

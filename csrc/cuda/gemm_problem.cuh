@@ -46,7 +46,7 @@ struct GemmProblem {
                     : a.group_size == 64  ? 6
                     : a.group_size == 128 ? 7
                                           : 31),
-        tiles_n((n + config.tile_n - 1) / config.tile_n),
+        tiles_n((n + config.cluster_n() - 1) / config.cluster_n()),
         tiles_m((m + config.tile_m - 1) / config.tile_m),
         plan(plan),
         workspace(a.workspace),
@@ -55,10 +55,10 @@ struct GemmProblem {
 
   template <int kIndex>
   __device__ TilePlace place(int tile) const {
+    constexpr int kTileN = kGemmConfigs[kIndex].tile_n * kGemmConfigs[kIndex].cluster;
     const int per_group = kGroupM * tiles_n, group = tile / per_group, in_group = tile % per_group;
     const int left = tiles_m - group * kGroupM, rows = left < kGroupM ? left : kGroupM;
-    return {in_group / rows * kGemmConfigs[kIndex].tile_n,
-            (group * kGroupM + in_group % rows) * kGemmConfigs[kIndex].tile_m};
+    return {in_group / rows * kTileN, (group * kGroupM + in_group % rows) * kGemmConfigs[kIndex].tile_m};
   }
 };
 

@@ -16,12 +16,7 @@ namespace tinyserve::cuda {
 
 constexpr int kBoxColumns = 64;
 
-// What a tensor copy asks of a matrix [rows, columns] of 16-bit elements, row after row.
-inline bool has_tensor_map(const void* base, int64_t rows, int64_t columns) {
-  constexpr int64_t kMost = int64_t(1) << 31;  // coordinates are int
-  return reinterpret_cast<uintptr_t>(base) % 16 == 0 && columns * 2 % 16 == 0 && rows < kMost && columns < kMost;
-}
-
+// base on 16 bytes, columns a multiple of 8
 inline CUtensorMap tensor_map(const void* base, int64_t rows, int64_t columns, int box_rows) {
 #ifdef __CUDA_EMULATED__
   return emulator::tensor_map(base, rows, columns, box_rows, kBoxColumns);

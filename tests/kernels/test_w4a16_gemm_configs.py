@@ -141,7 +141,7 @@ def test_reads_nothing_outside_its_operands(device: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["barrier", "cp_async_wait", "fragment"])
-def test_a_seeded_fault_is_seen(fault: str, device: str) -> None:
+def test_a_seeded_fault_is_seen(fault: str, device: str) -> None:  # of wgmma: test_w4a16_gemm_hopper.py
     if device == "cuda":
         pytest.skip("a GPU makes no mistakes on request")
     codes, scales, zeros = make_quantized(72, 1024, 128)
@@ -150,7 +150,8 @@ def test_a_seeded_fault_is_seen(fault: str, device: str) -> None:
     expected = reference.w4a16_linear(x, codes, scales, zeros)
     torch.ops.tinyserve_emulated.set_fault(fault)
     try:
-        outs = [ops.w4a16_gemm(x, weight, config=config) for config in configs(device).values()]
+        mma = [config for name, config in configs(device).items() if name.startswith("mma")]
+        outs = [ops.w4a16_gemm(x, weight, config=config) for config in mma]
     finally:
         torch.ops.tinyserve_emulated.set_fault("")
     assert all(not reference.relative_error(out, expected) < 1e-3 for out in outs)
