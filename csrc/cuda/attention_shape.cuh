@@ -30,7 +30,8 @@ struct AttentionShape {
   static constexpr int kRows = kWarpRows * kRowWarps;
   static constexpr int kWarps = kKeyWarps * kRowWarps;
   static constexpr int kThreads = kWarps * kWarpSize;
-  static constexpr int kStep = kDecodes ? 16 : 32;    // keys between two looks for a row's maximum
+  // Keys between two looks for a row's maximum: more where the registers have room for their scores.
+  static constexpr int kStep = kDecodes || kDim == 128 ? 16 : 32;
   static constexpr int kMinShare = kDecodes ? 2 : 4;  // tiles of keys that are worth a CTA of their own
 
   // In shared memory: the queries, then stages of keys and values with their scales, then where their rows lie.
