@@ -48,7 +48,8 @@ def draw(results: dict[str, Any], dtype: str, path: Path) -> None:
     rows = math.ceil(len(plots) / columns)
     size = (SIZE_INCHES[0] * columns, SIZE_INCHES[1] * rows + 0.6)
     figure, grid = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    colors = dict(zip(NAMES, pyplot.get_cmap("tab10").colors, strict=False))
+    palette = pyplot.get_cmap("tab10")
+    colors = {name: palette(index) for index, name in enumerate(NAMES)}
     for axes, (title, lines) in zip(grid.flat, plots.items(), strict=False):
         for name, points in lines.items():
             style = {"color": "black", "linestyle": "--"} if name == LIMIT else {"color": colors[name], "marker": "."}
