@@ -44,7 +44,10 @@ def call(kernel: Any, *args: Any) -> Any:
     """
     guards = [guarded(arg) if isinstance(arg, Tensor) else arg for arg in args]
     torch.ops.tinyserve_emulated.hide_before_wait(next(guard for guard in guards if isinstance(guard, Tensor)))
-    result = kernel(*guards)
+    try:
+        result = kernel(*guards)
+    finally:
+        torch.ops.tinyserve_emulated.forget_hidden()  # an op that refused its arguments launched nothing
     for argument, before, after in zip(kernel._schema.arguments, args, guards, strict=False):
         if isinstance(before, Tensor) and argument.alias_info is not None and argument.alias_info.is_write:
             before.copy_(after)
