@@ -21,10 +21,8 @@ struct WarpRows {
   static constexpr int kOuts = Shape::kDim / 8;  // operands of 8 elements of the result
 
   float out[kRowTiles][kOuts][4];
-  float most[kRowTiles][2];   // the largest score, of the rows r and r + 8
-  float sum[kRowTiles][2];    // of 2^(score - most); of this lane's keys until finish()
-  int limit[kRowTiles][2];    // keys that the row sees, from the first one on: its position + 1
-  float slope[kRowTiles][2];  // ALiBi's, times log2(e)
+  float most[kRowTiles][2];  // the largest score, of the rows r and r + 8
+  float sum[kRowTiles][2];   // of 2^(score - most); of this lane's keys until finish()
 
   __device__ static int lane() { return threadIdx.x % kWarpSize; }
   __device__ static int first_row() { return threadIdx.x / kWarpSize / Shape::kKeyWarps * Shape::kWarpRows; }
@@ -99,7 +97,8 @@ struct WarpRows {
 
   __device__ static void multiply_keys(Scores& scores, char* queries, char* keys, int first) {
     using Operands = KeyOperands<Shape>;
-#pragma unroll
+    constexpr int kAtOnce = Shape::kDim > 128 ? 2 : Shape::kChunks;  // more, and the results of wide heads are spilled
+#pragma unroll kAtOnce
     for (int chunk = 0; chunk < Shape::kChunks; chunk += 2) {
       uint32_t a[Operands::kSteps][kRowTiles][4];
 #pragma unroll
