@@ -23,8 +23,8 @@ LOCAL = re.compile(r"(\d+) bytes lmem")
 # Warnings, and advice with a number such as C7510, which is that wgmma instructions wait for one another. What ptxas
 # says of a kernel's use is "info"; so are its notes on registers it was told to leave.
 COMPLAINT = re.compile(r"warning|\(C\d{4}\)|Potential Performance Loss", re.IGNORECASE)
-# Bytes that a source's kernels may keep in local memory. The result of 16 rows of 256-wide heads alone takes half of the
-# registers; two words of what is left are put aside on sm_80, 86 and 89.
+# Bytes that a source's kernels may keep in local memory. The result of 16 rows of 256-wide heads alone takes half of
+# the registers; two words of what is left are put aside on sm_80, 86 and 89.
 ALLOWED_BYTES = {"csrc/cuda/attention/decode_256.cu": 8}
 
 
