@@ -12,6 +12,7 @@ import tinyserve  # noqa: F401  before torch: it says how OpenMP's threads wait
 
 # isort: split
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -38,7 +39,6 @@ from tinyserve.models.loader import load_model
 BANDWIDTH_ELEMENTS = 1 << 27  # fp32: 512 MB, far beyond any cache
 INT8_RATE = 4  # products of bytes in the place of one of fp32
 PEER = Path(__file__).parent / "peer_llamacpp.py"
-PROFILE_PROMPT = 8  # tokens: their step is one of many
 PEAK_SIZE = 1024  # rows, columns and depth of the matrix product
 
 
@@ -103,8 +103,18 @@ def measure(
     return Measurement(batch, prompt, prefill_s, decode_s, weight_bytes, batch * mean_context * kv_token)
 
 
-def _run(engine: Engine, batch: int, prompt: int, new: int, seed: int) -> tuple[float, list[float]]:
-    """Seconds until every request has its first token, and of each step after that in which all of them decode."""
+def _run(
+    engine: Engine,
+    batch: int,
+    prompt: int,
+    new: int,
+    seed: int,
+    kernels: list[ops.KernelTime] | None = None,
+) -> tuple[float, list[float]]:
+    """Seconds until every request has its first token, and of each step after that in which all of them decode.
+
+    What the kernels take in the latter is added to `kernels`.
+    """
     random_ = random.Random(seed)
     params = SamplingParams(max_new_tokens=engine.context_length - prompt, temperature=0.0, ignore_eos=True)
     ids = set()
@@ -117,25 +127,29 @@ def _run(engine: Engine, batch: int, prompt: int, new: int, seed: int) -> tuple[
         ids -= {output.request_id for output in engine.step()}
     prefill = time.perf_counter() - start
     steps = []
-    for _ in range(new - 1):
-        start = time.perf_counter()
-        outputs = engine.step()
-        steps.append(time.perf_counter() - start)
-        assert len(outputs) == batch, "a request ended early: the step would look faster than it is"
+    with contextlib.ExitStack() as profiled:
+        times = profiled.enter_context(ops.profile_cpu()) if kernels is not None else []
+        for _ in range(new - 1):
+            start = time.perf_counter()
+            outputs = engine.step()
+            steps.append(time.perf_counter() - start)
+            assert len(outputs) == batch, "a request ended early: the step would look faster than it is"
+    if kernels is not None:
+        kernels += times
     for request_id in everyone:
         engine.abort(request_id)
     return prefill, steps
 
 
 def profile(engine: Engine, batch: int, prompt: int, new: int) -> dict[str, Any]:
-    """Where a step's time goes: prints each kernel's calls and time, and what is outside of all kernels.
+    """Where a decode step's time goes: prints each kernel's calls and time, and what is outside of all kernels.
 
     Returns:
-        The same in milliseconds per step; steps of the prompts are in it, so prompts should be short.
+        The same in milliseconds per step.
     """
-    with ops.profile_cpu() as kernels:
-        prefill, steps = _run(engine, batch, prompt, new, seed=0)
-    total, count = prefill + sum(steps), new
+    kernels: list[ops.KernelTime] = []
+    _, steps = _run(engine, batch, prompt, new, seed=0, kernels=kernels)
+    total, count = sum(steps), len(steps)
     print(f"      profile of {count} steps of {batch} requests from {prompt} tokens on:")
     for one in kernels:
         print(f"      {one.name:>18} {one.calls / count:7.1f} calls {1e3 * one.seconds / count:8.3f} ms a step")
@@ -266,7 +280,7 @@ def main() -> None:
         if arguments.peer:
             rows[-1]["llama.cpp"] = compare(result, measure_peer(result, arguments))
         if arguments.profile and device == "cpu":
-            rows[-1]["profile"] = profile(engine, batch, PROFILE_PROMPT, arguments.new)
+            rows[-1]["profile"] = profile(engine, batch, arguments.prompt, arguments.new)
     memory = {"load_s": load_s, "peak_memory_bytes": peak_memory_bytes()}
     print(cost(memory))
     results = {"machine": describe(), "build": ops.build_info(), "settings": settings, **memory}

@@ -91,7 +91,8 @@ class WeightReader:
             raise ValueError(f"{name} must have the shape {list(shape)} by config.json, got {list(tensor.shape)}")
         if not tensor.is_floating_point():
             raise ValueError(f"{name} must be floating-point, got {tensor.dtype}")
-        return tensor.to(self.device, self.dtype).contiguous()
+        # A vector that stayed in its file's mapping would keep all that was read from there in memory.
+        return tensor.to(self.device, self.dtype, copy=tensor.dim() == 1).contiguous()
 
     def linear(self, rows: Mapping[str, int], in_features: int) -> LinearLayer:
         """One layer from the modules in `rows` (name to number of output features), one below the other.
