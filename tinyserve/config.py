@@ -134,6 +134,7 @@ class EngineConfig:
     max_num_requests: int = 64  # running at once
     max_batch_tokens: int | None = None  # of one step; None: by device, see engine/engine.py
     max_slowdown: float = 2.0  # of a decode step by prompts beside it; above 1, infinity: no limit. See engine/pace.py
+    min_step_ms: float = 25.0  # that a step with prompts in it may take, however short a decode step is
     num_speculative_tokens: int = 0  # guessed by looking back in the text and checked together; 0: off
     prefix_cache: bool = True  # requests that begin alike share keys and values
     image_memory_bytes: int = 512 << 20  # of what images have become: those of running requests, and the latest others
@@ -159,6 +160,7 @@ class EngineConfig:
         _in_range("max_num_requests", self.max_num_requests, 1, 4096)
         _in_range("num_speculative_tokens", self.num_speculative_tokens, 0, 16)
         _check(self.max_slowdown > 1.0, "max_slowdown", self.max_slowdown, "above 1")
+        _in_range("min_step_ms", self.min_step_ms, 0.0, 60000.0)
         if self.max_batch_tokens is not None:
             _in_range("max_batch_tokens", self.max_batch_tokens, 16, 1 << 20)
         if self.max_context is not None:

@@ -102,7 +102,7 @@ def run_together(engine: Engine, cases: list[Case]) -> list[Result]:
         ({"num_blocks": 400}, False),
         ({"num_blocks": 24, "max_batch_tokens": 37}, True),
         ({"num_blocks": 30, "max_batch_tokens": 128, "prefix_cache": False}, True),
-        ({"num_blocks": 60, "max_batch_tokens": 17, "max_slowdown": 1.2, "block_size": 16}, False),
+        ({"num_blocks": 60, "max_batch_tokens": 17, "max_slowdown": 1.2, "min_step_ms": 0.0, "block_size": 16}, False),
     ],
     ids=["guesses and few blocks", "room for all", "few blocks", "few blocks, nothing shared", "small steps"],
 )

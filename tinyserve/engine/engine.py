@@ -65,7 +65,7 @@ class Engine:
         self._generated_tokens = self._cached_tokens = self._drafted_tokens = self._accepted_tokens = 0
         self._max_drafts = config.num_speculative_tokens
         self._blocks = BlockManager(num_blocks, config.block_size, config.prefix_cache)
-        self._pace = Pace(config.max_slowdown)
+        self._pace = Pace(config.max_slowdown, config.min_step_ms / 1e3)
         max_tokens = config.max_batch_tokens or MAX_BATCH_TOKENS[model.device.type]
         max_requests = min(config.max_num_requests, max_tokens)
         draft = self._draft if self._max_drafts else None

@@ -1,9 +1,12 @@
 """How many prompt tokens may run beside decodes, from what steps have cost so far.
 
 Every running stream waits for the step it is in, so a step that also prefills may take at most `max_slowdown` times a
-step that only decodes. Where several prompts wait, each adds a decode step's time: small steps would keep all of
-them waiting, and the batch of decodes small. What both cost differs by a factor of a thousand between machines and
-models, so it is measured all the time. It knows numbers of tokens and seconds; the clock is the caller's.
+step that only decodes, or `min_step_s` where that is longer. Such a step costs more than the tokens in it (it is not a
+recorded one, and its products are of another shape): where decoding takes a few milliseconds, twice that may leave a
+prompt next to nothing, and what a reader cannot tell from a smooth stream is the better limit. Where several prompts
+wait, each adds a decode step's time: small steps would keep all of them waiting, and the batch of decodes small. What
+both cost differs by a factor of a thousand between machines and models, so it is measured all the time. It knows
+numbers of tokens and seconds; the clock is the caller's.
 """
 
 import math
@@ -18,10 +21,12 @@ class Pace:
 
     Args:
         max_slowdown: above 1; infinity: no limit.
+        min_step_s: seconds that a step with prompts in it may always take.
     """
 
-    def __init__(self, max_slowdown: float) -> None:
+    def __init__(self, max_slowdown: float, min_step_s: float = 0.0) -> None:
         self._extra = max_slowdown - 1.0
+        self._min_step_s = min_step_s
         self._decode_s: dict[int, float] = {}  # by the bit length of the number of decodes
         self._token_s: float | None = None
 
@@ -45,7 +50,8 @@ class Pace:
         decode_s = self._decode_seconds(num_decodes)
         if num_decodes == 0 or decode_s is None or self._token_s is None:
             return math.inf
-        return max(MIN_TOKENS, (self._extra + max(0, num_prompts - 1)) * decode_s / self._token_s)
+        first = max(self._extra * decode_s, self._min_step_s - decode_s)
+        return max(MIN_TOKENS, (first + max(0, num_prompts - 1) * decode_s) / self._token_s)
 
     def _decode_seconds(self, num_decodes: int) -> float | None:
         """Of a step with about so many decodes, or else the nearest smaller one: that is too cautious, not too bold."""

@@ -113,6 +113,13 @@ def add_model_flags(flags: argparse.ArgumentParser, model_path: bool = True) -> 
         metavar="FACTOR",
         help="of running streams while a prompt is computed beside them; inf: no limit (2)",
     )
+    group.add_argument(
+        "--min-step-ms",
+        type=float,
+        default=EngineConfig.min_step_ms,
+        metavar="MS",
+        help="that a step with a prompt in it may take even where that is slower than --max-slowdown (25)",
+    )
     group.add_argument("--model-base", type=Path, help="what the LoRA adapter or projector in --model-path belongs to")
     group.add_argument("--load-8bit", action="store_true", help="16-bit linear layers by bitsandbytes in LLM.int8")
     group.add_argument("--load-4bit", action="store_true", help="the same in NF4; what awq.entry writes is faster")
@@ -149,6 +156,7 @@ def run(args: argparse.Namespace) -> None:
             max_num_requests=args.max_num_requests,
             max_batch_tokens=args.max_batch_tokens,
             max_slowdown=args.max_slowdown,
+            min_step_ms=args.min_step_ms,
             num_speculative_tokens=args.num_speculative_tokens,
         )
     )
