@@ -41,6 +41,11 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama, all heads": ("LlamaForCausalLM", "llama", {**TEXT, "num_key_value_heads": 4, "attention_bias": True}),
     "mistral": ("MistralForCausalLM", "mistral", {**TEXT, "sliding_window": 16}),
     "qwen2": ("Qwen2ForCausalLM", "qwen2", {**TEXT, "tie_word_embeddings": True}),
+    "qwen2, a windowed layer": (
+        "Qwen2ForCausalLM",
+        "qwen2",
+        {**TEXT, "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
+    ),
     "qwen3": ("Qwen3ForCausalLM", "qwen3", TEXT),
     "gemma2": ("Gemma2ForCausalLM", "gemma2", {**TEXT, **WINDOWS}),
     "gemma3": ("Gemma3ForCausalLM", "gemma3_text", {**TEXT, **WINDOWS}),

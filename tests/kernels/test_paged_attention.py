@@ -206,6 +206,16 @@ def test_matches_reference_with_a_sliding_window(
     check(make_batch(mixed, heads, kv_heads, dtype=exact_dtype)._replace(window=window), device)
 
 
+def test_tiles_before_the_window_are_not_read(exact_dtype: torch.dtype, device: str) -> None:
+    lengths = [(1, 290), (1, 84), (5, 550)]
+    batch = make_batch(lengths, 6, 2, dtype=exact_dtype)._replace(window=20)
+    poisoned = next(iter(set(range(batch.k_cache.shape[0])) - set(batch.block_tables.flatten().tolist())))
+    for request, (queries, context) in enumerate(lengths):
+        unseen = (context - queries - 19) // 256 * 256  # keys of whole tiles
+        batch.block_tables[request, : unseen // 16] = poisoned  # where all is NaN
+    check(batch, device)
+
+
 @pytest.mark.parametrize("window", [0, 50])
 @pytest.mark.parametrize("soft_cap", [0.0, 2.0])
 @pytest.mark.parametrize("has_slopes", [False, True])

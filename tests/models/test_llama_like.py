@@ -1,7 +1,6 @@
 """Llama, and architectures that differ in their configuration only: logits, context, rows inserted into a batch."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import tiny_architectures
 import tiny_llama
 import torch
 
-from tinyserve.models.evaluation import logits
 from tinyserve.models.llama import Inserted
 from tinyserve.models.loader import load_model
 
@@ -21,31 +19,41 @@ def edit_config(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-@pytest.mark.parametrize("name", ["mistral", "qwen2"])
-def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk", [1, 7, None], ids=["decode", "chunks", "whole"])
+@pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen2, a windowed layer"])
+def test_logits_equal_transformers(name: str, chunk: int | None, tmp_path: Path) -> None:
+    """Texts are longer than the windows of 16 tokens."""
     reference = tiny_architectures.save(name, tmp_path)
     model = load_model(tmp_path, precision="W16A16", dtype="float32")
-    length = min(model.num_positions, 70)
-    texts = torch.randint(0, 320, (2, length), generator=torch.Generator().manual_seed(1))
+    assert model.num_positions == 256
+    texts = torch.randint(0, 320, (2, 70), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected = reference(texts).logits
-    torch.testing.assert_close(logits(model, texts), expected, rtol=1e-4, atol=1e-4)
+    got = torch.stack(flat_batch.logits(model, list(texts), chunk=chunk))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_sliding_window_limits_the_context(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tiny_architectures.save("mistral", tmp_path)
-    with caplog.at_level(logging.INFO):
-        assert load_model(tmp_path, precision="W16A16").num_positions == 16
-    assert "the context is limited to the sliding window of 16 tokens, of 256 positions" in caplog.text
-    with pytest.raises(ValueError, match="--max-context must be at most the model's 16 tokens, got 17"):
-        load_model(tmp_path, precision="W16A16", max_context=17)
+def windows(folder: Path) -> list[int]:
+    return [layer.attention.window for layer in load_model(folder, precision="W16A16").layers]
 
 
 @pytest.mark.parametrize("changes", [{"sliding_window": None}, {"use_sliding_window": False}, {"sliding_window": 256}])
-def test_a_window_that_is_not_used_limits_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_a_window_that_is_not_used_hides_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
     tiny_architectures.save("mistral", tmp_path)
+    assert windows(tmp_path) == [16, 16]
     edit_config(tmp_path, **changes)
-    assert load_model(tmp_path, precision="W16A16").num_positions == 256
+    assert windows(tmp_path) == [0, 0]
+
+
+def test_layers_may_have_a_window_each(tmp_path: Path) -> None:
+    tiny_architectures.save("mistral", tmp_path)
+    edit_config(tmp_path, layer_types=["full_attention", "sliding_attention"])
+    assert windows(tmp_path) == [0, 16]
+    edit_config(tmp_path, layer_types=None, max_window_layers=1)
+    assert windows(tmp_path) == [0, 16]
+    edit_config(tmp_path, layer_types=["chunked_attention"] * 2)
+    with pytest.raises(ValueError, match=r"layer_types must be 2 of 'full_attention' .* got \['chunked_attention'"):
+        windows(tmp_path)
 
 
 def test_inserted_rows_take_the_place_of_their_tokens(tmp_path: Path) -> None:

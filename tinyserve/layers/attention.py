@@ -39,6 +39,9 @@ class Attention:
     cos_sin: Tensor  # fp32 [P, R], see rope.py
     num_heads: int
     scale: float  # 1 / sqrt(D)
+    window: int = 0  # keys that a query sees, its own included; 0: all
+    soft_cap: float = 0.0  # a score becomes soft_cap * tanh(score / soft_cap); 0: it stays
+    alibi_slopes: Tensor | None = None  # fp32 [H], what a score gains for each position that the key is ahead
 
     def __call__(self, x: Tensor, layout: BatchLayout, cache: LayerCache) -> Tensor:
         """x [T, C] -> [T, C]; writes the tokens' keys and values into `cache`."""
@@ -63,5 +66,8 @@ class Attention:
             self.scale,
             cache.k_scales,
             cache.v_scales,
+            self.window,
+            self.soft_cap,
+            self.alibi_slopes,
         )
         return self.out(context.flatten(1))

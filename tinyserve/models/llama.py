@@ -6,7 +6,6 @@ the batch and where their keys and values lie is the engine's.
 """
 
 import itertools
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +21,6 @@ from tinyserve.layers.rope import RopeConfig, cos_sin_table
 from tinyserve.models.image_spec import ImageSpec
 from tinyserve.models.weights import WeightReader
 
-_log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class LlamaConfig:
@@ -35,6 +32,7 @@ class LlamaConfig:
     head_dim: int  # D
     vocab_size: int  # V
     context_length: int
+    windows: tuple[int, ...]  # of each layer: keys that a query sees, its own included; 0: all
     norm_eps: float
     tie_embeddings: bool
     rope: RopeConfig
@@ -67,24 +65,30 @@ class LlamaConfig:
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             vocab_size=config["vocab_size"],
-            context_length=_context_length(config),
+            context_length=config["max_position_embeddings"],
+            windows=_windows(config),
             norm_eps=float(config.get("rms_norm_eps") or 1e-6),
             tie_embeddings=bool(config.get("tie_word_embeddings", False)),
             rope=RopeConfig.from_hf(config, head_dim),
         )
 
 
-def _context_length(config: Mapping[str, Any]) -> int:
-    """Positions; no more than a sliding window holds, for within it attention to the window is attention to all."""
-    positions: int = config["max_position_embeddings"]
+def _windows(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The sliding window of each layer: `layer_types` says which have one, else those from `max_window_layers` on."""
+    count: int = config["num_hidden_layers"]
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     if window is None:
-        return positions
+        return (0,) * count
     if not isinstance(window, int) or window < 1:
         raise ValueError(f"config.json: sliding_window must be a positive integer or null, got {window!r}")
-    if window < positions:
-        _log.info("the context is limited to the sliding window of %d tokens, of %d positions", window, positions)
-    return min(window, positions)
+    if window >= config["max_position_embeddings"]:
+        return (0,) * count
+    first = config.get("max_window_layers") or 0
+    kinds = config.get("layer_types") or ["full_attention"] * first + ["sliding_attention"] * (count - first)
+    if len(kinds) < count or not {*kinds} <= {"full_attention", "sliding_attention"}:
+        allowed = f"{count} of 'full_attention' and 'sliding_attention'"
+        raise ValueError(f"config.json: layer_types must be {allowed}, got {kinds!r}")
+    return tuple(window if kind == "sliding_attention" else 0 for kind in kinds[:count])
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +216,7 @@ def _layer(config: LlamaConfig, weights: WeightReader, index: int, cos_sin: Tens
             cos_sin=cos_sin,
             num_heads=config.num_heads,
             scale=config.head_dim**-0.5,
+            window=config.windows[index],
         ),
         mlp_norm=_norm(config, weights, f"{prefix}.post_attention_layernorm"),
         mlp=GatedMLP(
