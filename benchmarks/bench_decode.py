@@ -33,7 +33,7 @@ from tinyserve.engine import kv_cache
 from tinyserve.engine.engine import Engine
 from tinyserve.engine.tokenizer import Tokenizer
 from tinyserve.layers.linear import W4A8Linear
-from tinyserve.models.llama import LlamaModel
+from tinyserve.models.language_model import LanguageModel
 from tinyserve.models.loader import load_model
 
 BANDWIDTH_ELEMENTS = 1 << 27  # fp32: 512 MB, far beyond any cache
@@ -88,7 +88,7 @@ def _seconds(work: Any) -> float:
 
 
 def measure(
-    engine: Engine, model: LlamaModel, batch: int, prompt: int, new: int, repeats: int, kv_cache_dtype: KvCacheDtype
+    engine: Engine, model: LanguageModel, batch: int, prompt: int, new: int, repeats: int, kv_cache_dtype: KvCacheDtype
 ) -> Measurement:
     prefill_s: list[float] = []
     decode_s: list[float] = []

@@ -18,7 +18,7 @@ from awq.model import load_tokenizer
 from benchmarks.machine import describe, write_results
 from tinyserve.config import CpuCompute, KvCacheDtype
 from tinyserve.models import evaluation
-from tinyserve.models.llama import LlamaModel
+from tinyserve.models.language_model import LanguageModel
 from tinyserve.models.loader import load_model
 
 NOVEL = Path(__file__).resolve().parent.parent / "tinyserve" / "demo" / "northanger_abbey.txt"
@@ -38,7 +38,7 @@ class Divergence:
         self.count += len(window)
 
 
-def measure(model: LlamaModel, windows: Tensor, cache: KvCacheDtype, divergence: Divergence) -> dict[str, float]:
+def measure(model: LanguageModel, windows: Tensor, cache: KvCacheDtype, divergence: Divergence) -> dict[str, float]:
     divergence.total, divergence.count = 0.0, 0
 
     def logits(window: Tensor) -> Tensor:

@@ -36,7 +36,8 @@
   m.def(                                                                                                     \
       "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_tables, Tensor query_starts, " \
       "Tensor context_lens, float scale, Tensor? k_scales=None, Tensor? v_scales=None, int window=0, "       \
-      "float soft_cap=0.0, Tensor? alibi_slopes=None) -> Tensor")
+      "float soft_cap=0.0, Tensor? alibi_slopes=None) -> Tensor");                                           \
+  m.def("layer_norm(Tensor x, Tensor weight, Tensor? bias, float eps, Tensor(a!)? residual=None) -> Tensor")
 
 // The ops with a kernel for CUDA, which the emulated library has too.
 #define TINYSERVE_CUDA_OPS(m)                                              \
@@ -48,7 +49,8 @@
   m.impl("rms_norm", TORCH_BOX(&tinyserve::rms_norm));                     \
   m.impl("silu_mul", TORCH_BOX(&tinyserve::silu_mul));                     \
   m.impl("rope_kv_write", TORCH_BOX(&tinyserve::rope_kv_write));           \
-  m.impl("paged_attention", TORCH_BOX(&tinyserve::paged_attention))
+  m.impl("paged_attention", TORCH_BOX(&tinyserve::paged_attention));       \
+  m.impl("layer_norm", TORCH_BOX(&tinyserve::layer_norm))
 
 #if defined(TINYSERVE_CUDA)
 
@@ -90,6 +92,7 @@ STABLE_TORCH_LIBRARY_IMPL(tinyserve, CPU, m) {
   m.impl("silu_mul", TORCH_BOX(&tinyserve::silu_mul));
   m.impl("rope_kv_write", TORCH_BOX(&tinyserve::rope_kv_write));
   m.impl("paged_attention", TORCH_BOX(&tinyserve::paged_attention));
+  m.impl("layer_norm", TORCH_BOX(&tinyserve::layer_norm));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tinyserve, CompositeExplicitAutograd, m) {

@@ -226,6 +226,19 @@ struct PagedAttentionArgs {
   CacheDtype cache_dtype;
 };
 
+// y[t, c] = (h[t, c] - mean) / sqrt(variance + eps) * weight[c] + bias[c], mean and variance over the c of h[t, c] = x,
+// or x + residual, then stored
+struct LayerNormArgs {
+  const void* x;       // [T, C] dtype
+  const void* weight;  // [C]    dtype
+  const void* bias;    // [C]    dtype, or null
+  void* residual;      // [T, C] dtype, read and written; or null
+  void* y;             // [T, C] dtype
+  int64_t tokens, channels;
+  float eps;
+  Dtype dtype;
+};
+
 // The ops that each backend has: X(op, args struct). A line here, ops/<op>.cpp, cpu/<op>.cpp (cuda/<op>.cu), a line in
 // bindings.cpp.
 #define TINYSERVE_CPU_KERNELS(X)           \
@@ -242,7 +255,8 @@ struct PagedAttentionArgs {
   X(rms_norm, RmsNormArgs)                 \
   X(silu_mul, SiluMulArgs)                 \
   X(rope_kv_write, RopeKvWriteArgs)        \
-  X(paged_attention, PagedAttentionArgs)
+  X(paged_attention, PagedAttentionArgs)   \
+  X(layer_norm, LayerNormArgs)
 #define TINYSERVE_CUDA_KERNELS(X)          \
   X(w4a16_pack, W4A16PackArgs)             \
   X(w4a16_dequantize, W4A16DequantizeArgs) \
@@ -251,7 +265,8 @@ struct PagedAttentionArgs {
   X(rms_norm, RmsNormArgs)                 \
   X(silu_mul, SiluMulArgs)                 \
   X(rope_kv_write, RopeKvWriteArgs)        \
-  X(paged_attention, PagedAttentionArgs)
+  X(paged_attention, PagedAttentionArgs)   \
+  X(layer_norm, LayerNormArgs)
 
 // Both backends answer to the same calls; the CPU ignores the stream.
 #define TINYSERVE_DECLARE(op, Args) void op(const Args& args, void* stream);

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from tinyserve.layers.attention import BatchLayout, LayerCache
-from tinyserve.models.llama import Inserted, LlamaModel
+from tinyserve.models.language_model import LanguageModel
+from tinyserve.models.llama import Inserted
 
 BLOCK_SIZE = 8
 
 
 def logits(
-    model: LlamaModel, prompts: Sequence[Tensor], inserted: Inserted | None = None, chunk: int | None = None
+    model: LanguageModel, prompts: Sequence[Tensor], inserted: Inserted | None = None, chunk: int | None = None
 ) -> list[Tensor]:
     """Logits [L, V] of each prompt [L].
 

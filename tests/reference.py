@@ -49,6 +49,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return rows / (rows.pow(2).mean(1, keepdim=True) + eps).sqrt() * weight.double()
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """x [T, C], weight and bias [C] -> [T, C]."""
+    rows = x.double()
+    rows = rows - rows.mean(1, keepdim=True)
+    normed = rows / (rows.pow(2).mean(1, keepdim=True) + eps).sqrt() * weight.double()
+    return normed if bias is None else normed + bias.double()
+
+
 def silu_mul(gate_up: Tensor) -> Tensor:
     """gate_up [T, 2*I] -> [T, I]."""
     size = gate_up.shape[1] // 2

@@ -163,6 +163,24 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
     """x [T, C] over its root mean square, times weight [C]; with residual [T, C], adds x to it in place, norms that."""
+    rows = _norm_rows(x, weight, residual)
+    scale = torch.rsqrt(rows.square().mean(dim=-1, keepdim=True) + eps)
+    return (rows * scale * weight.float()).to(x.dtype)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None = None) -> Tensor:
+    """x [T, C] less its mean, over its standard deviation, times weight [C], plus bias [C]; residual as in rms_norm."""
+    if bias is not None:
+        check_same_dtype("bias", bias, x)
+    rows = _norm_rows(x, weight, residual)
+    rows = rows - rows.mean(dim=-1, keepdim=True)
+    rows = rows - rows.mean(dim=-1, keepdim=True)  # what rounding has left of a large mean
+    normed = rows * torch.rsqrt(rows.square().mean(dim=-1, keepdim=True) + eps) * weight.float()
+    return (normed if bias is None else normed + bias.float()).to(x.dtype)
+
+
+def _norm_rows(x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
+    """What a norm is of, in fp32: x [T, C], or the residual to which it has been added in place."""
     check_rows("x", x, weight.shape[0])
     check_same_dtype("weight", weight, x)
     if residual is not None:
@@ -170,9 +188,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = No
             raise ValueError(f"residual must be {list(x.shape)}, got {list(residual.shape)}")
         check_same_dtype("residual", residual, x)
         x = residual.add_(x)
-    rows = x.float()
-    scale = torch.rsqrt(rows.square().mean(dim=-1, keepdim=True) + eps)
-    return (rows * scale * weight.float()).to(x.dtype)
+    return x.float()
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:

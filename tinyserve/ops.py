@@ -290,6 +290,16 @@ def paged_attention(
     return result
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None = None) -> Tensor:
+    """x [T, C] less its mean, over the root of its variance plus eps, times weight [C], plus bias [C] -> [T, C].
+
+    With `residual` [T, C], that becomes residual + x, rounded to its dtype, in place, and its norm is returned. The
+    variance is that of what is left without the mean, so that rows far from zero lose nothing.
+    """
+    result: Tensor = _kernel("layer_norm", x.device.type)(x, weight, bias, eps, residual)
+    return result
+
+
 def build_info() -> dict[str, Any]:
     """How the kernels were built and which run here.
 
@@ -503,6 +513,10 @@ def _register_fakes() -> None:
         alibi_slopes: Tensor | None = None,
     ) -> Tensor:
         return torch.empty_like(q)
+
+    @fake("tinyserve::layer_norm")
+    def _(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None = None) -> Tensor:
+        return torch.empty_like(x)
 
 
 if _load("_cpu"):

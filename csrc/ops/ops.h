@@ -39,6 +39,8 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
                        const Tensor& query_starts, const Tensor& context_lens, double scale,
                        const OptionalTensor& k_scales, const OptionalTensor& v_scales, int64_t window, double soft_cap,
                        const OptionalTensor& alibi_slopes);
+Tensor layer_norm(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, double eps,
+                  const OptionalTensor& residual);
 std::string cpu_isa(const std::string& name);
 std::string cpu_profile(bool start);
 void tape_start(const Tensor& memory);

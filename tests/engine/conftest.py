@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import tiny_llama
 from grammars import VOCAB
+from llama_model import load_llama
 from tiny_model import save_tokenizer
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models, pre_tokenizers, processors
@@ -18,7 +19,6 @@ from tinyserve.engine.engine import Engine
 from tinyserve.engine.structured_output import GrammarCompiler
 from tinyserve.engine.tokenizer import Tokenizer
 from tinyserve.models.llama import LlamaModel
-from tinyserve.models.loader import load_model
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +28,7 @@ def tiny_folder(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_folder: Path) -> LlamaModel:
-    return load_model(tiny_folder, precision="W16A16", dtype="float32")
+    return load_llama(tiny_folder, precision="W16A16", dtype="float32")
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import tiny_llama
+from llama_model import load_llama
 from run_engine import Result, run
 
 from tinyserve.config import SamplingParams
 from tinyserve.engine.engine import Engine
 from tinyserve.models.llama import LlamaModel
-from tinyserve.models.loader import load_model
 
 MakeEngine = Callable[..., Engine]
 NUM_REQUESTS = 64
@@ -56,14 +56,14 @@ def make_cases() -> list[Case]:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LlamaModel:
     folder = tiny_llama.save(tmp_path_factory.mktemp("tiny") / "small-vocabulary", vocab_size=VOCABULARY)
-    return load_model(folder, precision="W16A16", dtype="float32")
+    return load_llama(folder, precision="W16A16", dtype="float32")
 
 
 @pytest.fixture(scope="module")
 def parrot(tmp_path_factory: pytest.TempPathFactory) -> LlamaModel:
     """Knows six tokens, so it cannot help repeating itself."""
     folder = tiny_llama.save(tmp_path_factory.mktemp("tiny") / "parrot", vocab_size=6)
-    return load_model(folder, precision="W16A16", dtype="float32")
+    return load_llama(folder, precision="W16A16", dtype="float32")
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,20 @@ def test_rms_norm(place: str, dtype: torch.dtype) -> None:
 
 @DTYPES
 @PLACES
+def test_layer_norm(place: str, dtype: torch.dtype) -> None:
+    x, weight, bias, residual = (torch.randn(*shape).to(dtype) for shape in ((5, 96), (96,), (96,), (5, 96)))
+    x += 100
+    for given in (bias, None):
+        y = fallback.layer_norm(x.to(place), weight.to(place), None if given is None else given.to(place), 1e-5)
+        check(y, reference.layer_norm(x, weight, given, 1e-5), dtype)
+    total = residual.to(place, copy=True)
+    y = fallback.layer_norm(x.to(place), weight.to(place), bias.to(place), 1e-5, total)
+    assert torch.equal(total.cpu(), residual + x)
+    check(y, reference.layer_norm(residual + x, weight, bias, 1e-5), dtype)
+
+
+@DTYPES
+@PLACES
 def test_silu_mul(place: str, dtype: torch.dtype) -> None:
     gate_up = torch.randn(5, 66).to(dtype)
     check(fallback.silu_mul(gate_up.to(place)), reference.silu_mul(gate_up), dtype)

@@ -12,12 +12,12 @@ import pytest
 import tiny_llama
 import torch
 from emulator import library
+from llama_model import load_llama
 from torch import Tensor
 
 from tinyserve import ops
 from tinyserve.config import DtypeName
 from tinyserve.models.llama import LlamaModel
-from tinyserve.models.loader import load_model
 
 PROMPT_LENGTHS = (5, 70, 19)
 NEW_TOKENS = 10
@@ -56,7 +56,7 @@ def test_a_model_chooses_the_tokens_of_the_cpu(
     folder = tiny_llama.save(tmp_path, num_key_value_heads=1, initializer_range=0.15)  # attention of many keys
     generator = torch.Generator().manual_seed(3)
     prompts = [torch.randint(0, 320, (length,), generator=generator) for length in PROMPT_LENGTHS]
-    model = load_model(folder, precision="W16A16", dtype=dtype)
+    model = load_llama(folder, precision="W16A16", dtype=dtype)
     with torch.inference_mode():
         texts = [text[:-1] for text in greedy(model, prompts)]
         expected = torch.cat(flat_batch.logits(model, texts)).double()

@@ -9,9 +9,9 @@ import pytest
 import tiny_architectures
 import tiny_llama
 import torch
+from llama_model import load_llama
 
 from tinyserve.models.llama import Inserted
-from tinyserve.models.loader import load_model
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
@@ -24,7 +24,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
 def test_logits_equal_transformers(name: str, chunk: int | None, tmp_path: Path) -> None:
     """Texts are longer than the windows of 16 tokens."""
     reference = tiny_architectures.save(name, tmp_path)
-    model = load_model(tmp_path, precision="W16A16", dtype="float32")
+    model = load_llama(tmp_path, precision="W16A16", dtype="float32")
     assert model.num_positions == 256
     texts = torch.randint(0, 320, (2, 70), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -34,7 +34,7 @@ def test_logits_equal_transformers(name: str, chunk: int | None, tmp_path: Path)
 
 
 def windows(folder: Path) -> list[int]:
-    return [layer.attention.window for layer in load_model(folder, precision="W16A16").layers]
+    return [layer.attention.window for layer in load_llama(folder, precision="W16A16").layers]
 
 
 @pytest.mark.parametrize("changes", [{"sliding_window": None}, {"use_sliding_window": False}, {"sliding_window": 256}])
@@ -57,7 +57,7 @@ def test_layers_may_have_a_window_each(tmp_path: Path) -> None:
 
 
 def test_inserted_rows_take_the_place_of_their_tokens(tmp_path: Path) -> None:
-    model = load_model(tiny_llama.save(tmp_path), precision="W16A16", dtype="float32")
+    model = load_llama(tiny_llama.save(tmp_path), precision="W16A16", dtype="float32")
     generator = torch.Generator().manual_seed(2)
     texts = [torch.randint(0, 320, (length,), generator=generator) for length in (9, 40, 1)]
     rows = torch.tensor([0, 8, 9, 20, 48])
@@ -71,7 +71,7 @@ def test_inserted_rows_take_the_place_of_their_tokens(tmp_path: Path) -> None:
 
 
 def test_a_model_of_text_takes_no_images(tmp_path: Path) -> None:
-    model = load_model(tiny_llama.save(tmp_path), precision="W16A16")
+    model = load_llama(tiny_llama.save(tmp_path), precision="W16A16")
     assert model.image_spec is None
     with pytest.raises(ValueError, match="the model takes text only, no images"):
         model.encode_images([(torch.zeros(1, 3, 28, 28), (28, 28))])

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 import tiny_llava
+from llama_model import load_llama
 from llava_logits import assert_equal, expected, logits
-
-from tinyserve.models.loader import load_model
 
 BATCH = [[], [0], [1, 2, 0], [3], [], [4]]  # images in each prompt, see llava_logits.SIZES
 
@@ -17,7 +16,7 @@ BATCH = [[], [0], [1, 2, 0], [3], [], [4]]  # images in each prompt, see llava_l
 def test_logits_equal_transformers(kind: str, tower: str, language: str, tmp_path: Path) -> None:
     reference = tiny_llava.make(kind, tower, language)
     folders = [tiny_llava.save(reference, tmp_path / "hf"), tiny_llava.save_original(reference, tmp_path / "original")]
-    models = [load_model(folder, precision="W16A16") for folder in folders]
+    models = [load_llama(folder, precision="W16A16") for folder in folders]
     wanted = expected(reference, models[0], BATCH)
     for model in models:
         assert_equal(logits(model, BATCH), wanted)

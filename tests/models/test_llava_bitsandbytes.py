@@ -7,11 +7,11 @@ import llava_logits
 import pytest
 import tiny_llava
 import torch
+from llama_model import load_llama
 from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
 
 from tinyserve.layers.bitsandbytes_linear import BitsAndBytesLinear
 from tinyserve.models.llava import LlavaModel
-from tinyserve.models.loader import load_model
 
 BATCH = [[0], [], [1, 2]]  # images of each prompt
 CONFIGS = {
@@ -30,8 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("load_in", ["8bit", "4bit"])
 def test_only_the_language_model_is_quantized_at_load(folder: Path, load_in: Any) -> None:
-    whole = load_model(folder, precision="W16A16")
-    model = load_model(folder, precision="W16A16", load_in=load_in)
+    whole = load_llama(folder, precision="W16A16")
+    model = load_llama(folder, precision="W16A16", load_in=load_in)
     assert isinstance(model, LlavaModel)
     assert isinstance(model.layers[0].mlp.down, BitsAndBytesLinear)
     image = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -47,7 +47,7 @@ def test_what_transformers_has_stored(folder: Path, tmp_path: Path, load_in: str
     reference = LlavaForConditionalGeneration.from_pretrained(folder, **options)
     reference.save_pretrained(tmp_path / "stored")
     tiny_llava.processor(reference).save_pretrained(tmp_path / "stored")
-    model = load_model(tmp_path / "stored", precision="W16A16")
+    model = load_llama(tmp_path / "stored", precision="W16A16")
     got = torch.cat(llava_logits.logits(model, BATCH)).float()
     expected = torch.cat(llava_logits.expected(reference.dequantize(torch.float32).float(), model, BATCH))
     assert (got - expected).norm() / expected.norm() < {"8bit": 0.05, "4bit": 0.01}[load_in]

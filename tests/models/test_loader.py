@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny_llama
 import torch
+from llama_model import load_llama
 from transformers import AutoModelForCausalLM
 
 from awq.formats import dequantized_state, open_checkpoint, write_awq_folder
@@ -108,7 +109,7 @@ def test_4_bit_logits_equal_transformers_on_the_dequantized_weights(
     reference.load_state_dict(dict(dequantized_state(open_checkpoint(folder), torch.float32)))
     with torch.inference_mode():
         expected = reference(texts()).logits
-    model = load_model(folder, dtype="float32")
+    model = load_llama(folder, dtype="float32")
     assert isinstance(model.layers[0].attention.qkv, W4A16Linear)
     torch.testing.assert_close(logits(model, texts()), expected, rtol=1e-3, atol=1e-3)
 
@@ -116,7 +117,7 @@ def test_4_bit_logits_equal_transformers_on_the_dequantized_weights(
 def test_a_cpu_can_round_activations(quantized: Callable[..., Path]) -> None:
     folder = quantized()
     exact = logits(load_model(folder, dtype="float32"), texts())
-    model = load_model(folder, dtype="float32", cpu_compute="int8")
+    model = load_llama(folder, dtype="float32", cpu_compute="int8")
     assert isinstance(model.layers[0].attention.qkv, W4A8Linear)
     assert isinstance(model.lm_head, W8A8Linear)
     rounded = logits(model, texts())
@@ -132,7 +133,7 @@ def test_quant_path_gives_the_weights_and_model_path_the_rest(quantized: Callabl
 
 def test_a_layer_whose_parts_differ_runs_in_16_bits(quantized: Callable[..., Path], tmp_path: Path) -> None:
     folder = quantized(excluded=("k_proj",))
-    model = load_model(folder, dtype="float32")
+    model = load_llama(folder, dtype="float32")
     assert isinstance(model.layers[0].attention.qkv, Linear)
     assert isinstance(model.layers[0].attention.out, W4A16Linear)
     reference = AutoModelForCausalLM.from_pretrained(tmp_path / "source", dtype=torch.float32)

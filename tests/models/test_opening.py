@@ -9,6 +9,7 @@ import pytest
 import tiny_adapter
 import tiny_model
 import torch
+from llama_model import load_llama
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -17,7 +18,6 @@ from awq import entry
 from tinyserve.layers.bitsandbytes_linear import BitsAndBytesLinear, SideBySide
 from tinyserve.layers.linear import Linear
 from tinyserve.models.evaluation import logits
-from tinyserve.models.loader import load_model
 from tinyserve.models.opening import tokenizer_folder
 
 IDS = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(3))
@@ -54,9 +54,9 @@ def expected(model: Any) -> Tensor:
 
 
 def test_an_adapter_over_its_base(base: Path, adapter: Path) -> None:
-    model = load_model(adapter, precision="W16A16", model_base=base)
+    model = load_llama(adapter, precision="W16A16", model_base=base)
     torch.testing.assert_close(logits(model, IDS), expected(tiny_adapter.merged(base, adapter)), rtol=1e-4, atol=1e-4)
-    plain = load_model(base, precision="W16A16")
+    plain = load_llama(base, precision="W16A16")
     assert (logits(plain, IDS) - logits(model, IDS)).abs().max() > 0.1
 
 
@@ -64,14 +64,14 @@ def test_a_model_of_pickled_weights(base: Path, tmp_path: Path) -> None:
     shutil.copytree(base, tmp_path / "model")
     torch.save(load_file(base / "model.safetensors"), tmp_path / "model" / "pytorch_model.bin")
     (tmp_path / "model" / "model.safetensors").unlink()
-    model = load_model(tmp_path / "model", precision="W16A16")
-    assert torch.equal(logits(model, IDS), logits(load_model(base, precision="W16A16"), IDS))
+    model = load_llama(tmp_path / "model", precision="W16A16")
+    assert torch.equal(logits(model, IDS), logits(load_llama(base, precision="W16A16"), IDS))
 
 
 @pytest.mark.parametrize("load_in", ["8bit", "4bit"])
 def test_bitsandbytes_at_load(half: Path, load_in: Any) -> None:
     reference = AutoModelForCausalLM.from_pretrained(half, quantization_config=BITSANDBYTES[load_in], dtype="float16")
-    model = load_model(half, precision="W16A16", load_in=load_in)
+    model = load_llama(half, precision="W16A16", load_in=load_in)
     layer = model.layers[0]
     assert isinstance(layer.attention.qkv, SideBySide)
     assert isinstance(layer.mlp.down, BitsAndBytesLinear)
@@ -90,22 +90,22 @@ def test_bitsandbytes_at_load(half: Path, load_in: Any) -> None:
 def test_what_bitsandbytes_has_stored(half: Path, tmp_path: Path, load_in: Any) -> None:
     reference = AutoModelForCausalLM.from_pretrained(half, quantization_config=BITSANDBYTES[load_in], dtype="float16")
     reference.save_pretrained(tmp_path / "stored")
-    stored = load_model(tmp_path / "stored", precision="W16A16")
+    stored = load_llama(tmp_path / "stored", precision="W16A16")
     assert isinstance(stored.layers[0].attention.qkv, SideBySide)
-    assert torch.equal(logits(stored, IDS), logits(load_model(half, precision="W16A16", load_in=load_in), IDS))
+    assert torch.equal(logits(stored, IDS), logits(load_llama(half, precision="W16A16", load_in=load_in), IDS))
     with pytest.raises(
         ValueError, match=f"--load-{load_in} quantizes 16-bit weights, but .*stored is quantized already"
     ):
-        load_model(tmp_path / "stored", precision="W16A16", load_in=load_in)
+        load_llama(tmp_path / "stored", precision="W16A16", load_in=load_in)
     with pytest.raises(ValueError, match="precision W4A16 needs 4-bit weights"):
-        load_model(tmp_path / "stored")
+        load_llama(tmp_path / "stored")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("load_in", ["8bit", "4bit"])
 def test_an_adapter_is_merged_before_it_is_quantized(base: Path, adapter: Path, dtype: Any, load_in: Any) -> None:
     exact = expected(tiny_adapter.merged(base, adapter))
-    model = load_model(adapter, precision="W16A16", dtype=dtype, model_base=base, load_in=load_in)
+    model = load_llama(adapter, precision="W16A16", dtype=dtype, model_base=base, load_in=load_in)
     error = (logits(model, IDS).float() - exact).norm() / exact.norm()
     assert error < {"8bit": 0.1, "4bit": 0.3}[load_in]
 
@@ -130,7 +130,7 @@ def quantized(half: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_contradictions_name_the_flag(base: Path, half: Path, adapter: Path, quantized: Path, tmp_path: Path) -> None:
     def refused(message: str, model_path: Path, **options: Any) -> None:
         with pytest.raises(ValueError, match=message):
-            load_model(model_path, **({"precision": "W16A16"} | options))
+            load_llama(model_path, **({"precision": "W16A16"} | options))
 
     refused(f"adapter is an adapter: give its base .{base}. as --model-base", adapter)
     refused(
@@ -162,4 +162,4 @@ def test_damaged_bitsandbytes_weights_are_refused(half: Path, tmp_path: Path) ->
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 160}))
     with pytest.raises(ValueError, match=r"mlp\.gate_proj must be \[160, 64\] by config\.json, got \[128, 64\]"):
-        load_model(folder, precision="W16A16")
+        load_llama(folder, precision="W16A16")

@@ -31,7 +31,7 @@ from tinyserve.engine.sampler import Sampled
 from tinyserve.engine.scheduler import Scheduler, Step
 from tinyserve.engine.tokenizer import Tokenizer
 from tinyserve.engine.warm_up import warm_up
-from tinyserve.models.llama import LlamaModel
+from tinyserve.models.language_model import LanguageModel
 from tinyserve.models.loader import load_model
 from tinyserve.models.opening import tokenizer_folder
 
@@ -51,7 +51,7 @@ class Output:
 
 
 class Engine:
-    def __init__(self, config: EngineConfig, model: LlamaModel, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: EngineConfig, model: LanguageModel, tokenizer: Tokenizer) -> None:
         limit = min(config.max_context or model.config.context_length, model.config.context_length)
         num_blocks = kv_cache.num_blocks(model, config, limit)
         self.context_length = min(limit, num_blocks * config.block_size)

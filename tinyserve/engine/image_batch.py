@@ -12,7 +12,7 @@ from torch import Tensor
 from tinyserve.engine.image_file import ImageFile
 from tinyserve.engine.request import Timing
 from tinyserve.models.image_pixels import pixels
-from tinyserve.models.llama import LlamaModel
+from tinyserve.models.language_model import LanguageModel
 
 _log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ MAX_TILES = 16  # of one run of the tower: 22 MB of pixels at 336 px, and the to
 class ImageBatch:
     """Encodes with one model, once."""
 
-    def __init__(self, model: LlamaModel) -> None:
+    def __init__(self, model: LanguageModel) -> None:
         assert model.image_spec is not None
         self._model = model
         self._spec = model.image_spec

@@ -20,7 +20,7 @@ from tinyserve.engine.image_batch import MAX_TILES, ImageBatch
 from tinyserve.engine.image_file import ImageError, ImageFile
 from tinyserve.engine.memory import is_out_of_memory
 from tinyserve.engine.request import Timing
-from tinyserve.models.llama import LlamaModel
+from tinyserve.models.language_model import LanguageModel
 
 
 class Lease:
@@ -41,7 +41,7 @@ class Lease:
 class ImageEncoder:
     """Args: model, one that takes images; max_bytes of all embeddings that are kept, in use or not."""
 
-    def __init__(self, model: LlamaModel, max_bytes: int) -> None:
+    def __init__(self, model: LanguageModel, max_bytes: int) -> None:
         assert model.image_spec is not None
         self._spec = model.image_spec
         self._model = model

@@ -11,7 +11,7 @@ import torch
 from tinyserve.config import EngineConfig, KvCacheDtype
 from tinyserve.layers.attention import LayerCache
 from tinyserve.layers.huge_pages import huge_bytes
-from tinyserve.models.llama import LlamaModel
+from tinyserve.models.language_model import LanguageModel
 
 _log = logging.getLogger(__name__)
 
@@ -22,14 +22,14 @@ SCALE = torch.float32  # of a key or a value of 8 bits
 STORED = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}  # with scales
 
 
-def block_bytes(model: LlamaModel, block_size: int, dtype: KvCacheDtype = "auto") -> int:
+def block_bytes(model: LanguageModel, block_size: int, dtype: KvCacheDtype = "auto") -> int:
     """Bytes of one block over all layers, keys and values, and their scales where they have 8 bits."""
     config = model.config
     head_bytes = config.head_dim + SCALE.itemsize if dtype in STORED else config.head_dim * model.dtype.itemsize
     return max(1, 2 * config.num_layers * config.num_kv_heads * head_bytes) * block_size
 
 
-def num_blocks(model: LlamaModel, config: EngineConfig, context_length: int) -> int:
+def num_blocks(model: LanguageModel, config: EngineConfig, context_length: int) -> int:
     """Blocks that fit in `kv_cache_bytes`, or in a share of the free memory, and that the requests could use at all.
 
     Raises:
@@ -49,7 +49,7 @@ def num_blocks(model: LlamaModel, config: EngineConfig, context_length: int) -> 
     return count
 
 
-def allocate(model: LlamaModel, count: int, block_size: int, dtype: KvCacheDtype = "auto") -> list[LayerCache]:
+def allocate(model: LanguageModel, count: int, block_size: int, dtype: KvCacheDtype = "auto") -> list[LayerCache]:
     """One cache per layer, [count, Hkv, S, D] each; zeros, so that no garbage can ever turn into NaN."""
     config, device = model.config, model.device
     shape = (count, config.num_kv_heads, block_size, config.head_dim)

@@ -16,7 +16,7 @@ from tinyserve.engine.request import Request
 from tinyserve.engine.scheduler import Chunked, Step
 from tinyserve.layers.attention import BatchLayout, LayerCache
 from tinyserve.layers.huge_pages import huge_bytes
-from tinyserve.models.llama import LlamaModel
+from tinyserve.models.language_model import LanguageModel
 
 MAX_RECORDED = 64  # requests of a decode step; with more, what is between the kernels is nothing beside them
 TAPE_BYTES = 256 << 20  # for the intermediate tensors of the largest such step
@@ -54,7 +54,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: LlamaModel,
+        model: LanguageModel,
         caches: list[LayerCache],
         block_size: int,
         max_tokens: int,

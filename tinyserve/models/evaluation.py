@@ -10,12 +10,12 @@ from torch import Tensor
 
 from tinyserve.config import KvCacheDtype
 from tinyserve.layers.attention import BatchLayout, LayerCache
-from tinyserve.models.llama import LlamaModel
+from tinyserve.models.language_model import LanguageModel
 
 BLOCK_SIZE = 32
 
 
-def logits(model: LlamaModel, token_ids: Tensor, kv_cache_dtype: KvCacheDtype = "auto") -> Tensor:
+def logits(model: LanguageModel, token_ids: Tensor, kv_cache_dtype: KvCacheDtype = "auto") -> Tensor:
     """Logits [B, L, V], in the dtype of the activations, for token_ids [B, L].
 
     Raises:
@@ -25,7 +25,7 @@ def logits(model: LlamaModel, token_ids: Tensor, kv_cache_dtype: KvCacheDtype = 
 
 
 @torch.inference_mode()
-def _hidden(model: LlamaModel, token_ids: Tensor, kv_cache_dtype: KvCacheDtype) -> Tensor:
+def _hidden(model: LanguageModel, token_ids: Tensor, kv_cache_dtype: KvCacheDtype) -> Tensor:
     """Final hidden states [B * L, C]; one text at a time bounds the memory and changes no result."""
     if token_ids.dim() != 2:
         raise ValueError(f"token_ids must be [B, L], got {list(token_ids.shape)}")
@@ -49,7 +49,7 @@ def _layout(length: int, device: torch.device) -> BatchLayout:
     )
 
 
-def _caches(model: LlamaModel, length: int, dtype: KvCacheDtype) -> Iterator[LayerCache]:
+def _caches(model: LanguageModel, length: int, dtype: KvCacheDtype) -> Iterator[LayerCache]:
     """One cache that every layer uses in turn: within a single pass no layer reads what another has written."""
     config = model.config
     heads = (-(-length // BLOCK_SIZE), config.num_kv_heads, BLOCK_SIZE)

@@ -13,7 +13,7 @@ from awq.formats import Checkpoint
 from awq.formats.json_file import read_json
 from tinyserve.config import CpuCompute, DtypeName, LoadIn, Precision
 from tinyserve.models import registry
-from tinyserve.models.llama import LlamaModel
+from tinyserve.models.language_model import LanguageModel
 from tinyserve.models.llava import LlavaConfig, LlavaImages
 from tinyserve.models.names import canonical_names, with_images_of
 from tinyserve.models.opening import config_folder, open_model, stored_in_bitsandbytes
@@ -33,7 +33,7 @@ def load_model(
     cpu_compute: CpuCompute = "exact",
     model_base: Path | None = None,
     load_in: LoadIn | None = None,
-) -> LlamaModel:
+) -> LanguageModel:
     """Loads a checkpoint into the definition of its architecture.
 
     Args:
