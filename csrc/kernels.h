@@ -97,8 +97,18 @@ struct W4A16Args {
   float* workspace;  // on CUDA: gemm_workspace(args) or gemv_workspace(args) floats, where parts of a sum meet
 };
 
-// As W4A16Args, but x is rounded to int8 in groups of kInt8Group (where that divides G, else of 32), with a scale of
-// its largest |x| over 127, so that products and sums inside a group are integers.
+// Products of int8 activations are as in W4A16Args, but x is rounded in groups of a row, with a scale of a group's
+// largest |x| over 127, so that products and sums inside a group are integers. With 4-bit weights a group of x is 128,
+// 64 or 32 long, the first of them that divides G.
+constexpr int64_t int8_group(int64_t group_size) {
+  return group_size % 128 == 0 ? 128 : group_size % 64 == 0 ? 64 : 32;
+}
+struct Int8Group {
+  float scale;
+  int32_t sum;  // of the codes
+};
+
+// With 8-bit weights it is as long as theirs.
 constexpr int64_t kInt8Group = 64;
 
 // How the CPU packs a weight [N, K] in 8 bits, w = (code - 128) * scale with a scale of the largest |w| of a group over
@@ -137,8 +147,8 @@ struct EmbeddingArgs {
 // Of w4a8_linear and w8a8_linear
 struct Int8LinearArgs {
   const void* x;            // [M, K] dtype
-  int8_t* codes;            // scratch [M, K]; of 8 consecutive k first the even ones, then the odd ones
-  float* params;            // scratch [M, K/A, 2]: a group's scale, and its sum of codes times that
+  int8_t* codes;            // scratch [M * K], x rounded in groups of A = x_group
+  Int8Group* groups;        // scratch [M * K/A]
   const uint32_t* qweight;  // packed, see above
   const void* qparams;      // those of 4 bits, or the scales of 8 bits
   const void* bias;         // [N] dtype, or null

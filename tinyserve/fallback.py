@@ -109,9 +109,9 @@ def w4a16_gemm_configs(like: Tensor) -> str:
 def w4a8_linear(
     x: Tensor, qweight: Tensor, qparams: Tensor, bias: Tensor | None, n: int, k: int, group_size: int
 ) -> Tensor:
-    """As w4a16_gemm, with x rounded to int8 in groups of 64 (of 32 where the weight's groups ask for it)."""
+    """As w4a16_gemm, with x rounded to int8 in groups of 128, 64 or 32, the first that divides the weight's."""
     check_rows("x", x, k)
-    rounded = _round_rows(x, 64 if group_size % 64 == 0 else 32)[0]
+    rounded = _round_rows(x, next(size for size in (128, 64, 32) if group_size % size == 0))[0]
     return w4a16_gemm(rounded, qweight, qparams, bias, n, k, group_size).to(x.dtype)
 
 

@@ -144,7 +144,9 @@ def _say_once(message: str) -> None:
 
 
 def w4a8_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-    """x [M, K] rounded to int8 in groups of 64 (or 32) of a row, times the packed weight transposed, plus bias [N].
+    """x [M, K] rounded to int8 in groups of a row, times the packed weight transposed, plus bias [N].
+
+    Groups of x are 128, 64 or 32 long, the first that divides the weight's.
 
     Returns:
         [M, N]. Inside a group all is integer arithmetic, several times faster on a CPU than w4a16_linear.

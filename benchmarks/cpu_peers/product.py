@@ -19,6 +19,8 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+SETTLING_S = 0.03  # at the begin of a turn: threads of whoever had the one before may still spin
+
 
 @dataclass(frozen=True)
 class Case:
@@ -90,12 +92,14 @@ class Clock:
         product.call(case.rotation - 1)  # warms up
 
     def seconds(self, limit: float) -> list[float]:
-        """Seconds of one product, as each call had it: of a rotation, or of what begins within `limit` seconds."""
+        """Seconds of one product, as each call had it that began within `limit` seconds, SETTLING_S left out."""
         times: list[float] = []
-        end = time.perf_counter() + limit
-        while len(times) < self._case.rotation and (not times or time.perf_counter() < end):
-            index = next(self._calls) % self._case.rotation
-            start = time.perf_counter()
-            self._product.call(index)
-            times.append((time.perf_counter() - start) / self._case.products)
+        begin = time.perf_counter()
+        start = begin
+        while not times or start < begin + limit:
+            self._product.call(next(self._calls) % self._case.rotation)
+            end = time.perf_counter()
+            if start >= begin + SETTLING_S:
+                times.append((end - start) / self._case.products)
+            start = end
         return times

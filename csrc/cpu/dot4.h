@@ -48,4 +48,15 @@ inline IntVec dot4_of_bytes(IntVec sums, UintVec codes, int32_t x) {
 #endif
 }
 
+// -zero * sum, for zeros of up to 255 and sums of up to 128 signed bytes: both fit in 16 bits.
+inline IntVec without_zero(IntVec zero, int32_t sum) {
+#if defined(__AVX512VNNI__)
+  return (IntVec)_mm512_dpwssd_epi32(__m512i{}, (__m512i)zero, _mm512_set1_epi32(-sum & 0xFFFF));
+#elif defined(__AVX2__)
+  return (IntVec)_mm256_madd_epi16((__m256i)zero, _mm256_set1_epi32(-sum & 0xFFFF));
+#else
+  return zero * -sum;
+#endif
+}
+
 }  // namespace tinyserve::cpu::TINYSERVE_ISA

@@ -17,6 +17,11 @@ struct GroupParams {
   Vec scale, scale_high, offset;  // offset = -zero * scale
 };
 
+struct IntegerParams {
+  Vec scale;
+  IntVec zero;
+};
+
 // Where the columns [column, column + kWidth) of a packed weight lie; column is a multiple of kWidth, so in one tile.
 struct PackedColumns {
   const uint32_t* words;  // of k = 0
@@ -36,18 +41,23 @@ struct PackedColumns {
   }
 
   // The words with k .. k + 7, k a multiple of 8.
+  template <Reuse kReuse>
   UintVec load_words(int64_t k) const {
     const uint32_t* at = words + k / kPackFactor * kPackColumns;
-    __builtin_prefetch(at + kAheadWords);
+    prefetch_words<kReuse>(at);
     return load_as<UintVec>(at);
   }
 
-  GroupParams load_params(int64_t group) const {
+  IntegerParams load_integer_params(int64_t group) const {
     const uint8_t* at = params + group * (half_scales ? kParamBytesHalf : kParamBytesFloat);
-    const Vec scale = half_scales ? load(reinterpret_cast<const Half*>(at) + within)
-                                  : load(reinterpret_cast<const float*>(at) + within);
-    const Vec zero = bytes_to_float(at + kPackColumns * (half_scales ? 2 : 4) + within);
-    return {.scale = scale, .scale_high = scale * 0.0625f, .offset = -zero * scale};
+    return {.scale = half_scales ? load(reinterpret_cast<const Half*>(at) + within)
+                                 : load(reinterpret_cast<const float*>(at) + within),
+            .zero = bytes_to_int(at + kPackColumns * (half_scales ? 2 : 4) + within)};
+  }
+
+  GroupParams load_params(int64_t group) const {
+    const auto [scale, zero] = load_integer_params(group);
+    return {.scale = scale, .scale_high = scale * 0.0625f, .offset = -__builtin_convertvector(zero, Vec) * scale};
   }
 };
 

@@ -23,7 +23,7 @@ void dequantize_panel(const W4A16Args& a, int64_t column, int64_t begin, int64_t
     for_each_group(begin, end, a.group_size, [&](int64_t from, int64_t stop, int64_t group) {
       const GroupParams params = columns.load_params(group);
       for (int64_t k = from; k < stop; k += kPackFactor) {
-        UintVec words = columns.load_words(k);
+        UintVec words = columns.load_words<Reuse::kSoon>(k);
 #pragma GCC unroll 4
         for (int i = 0; i < kPackFactor; i += 2, words >>= 8) {
           store(to + (k - begin + i) * kPanelColumns, dequantize<false>(words, params));

@@ -35,7 +35,7 @@ void multiply(const W4A16Args& a, const float* x, int64_t column) {
       for (int v = 0; v < Vecs; ++v) params[v] = columns[v].load_params(group);
       for (int64_t k = begin; k < end; k += kPackFactor) {
         UintVec words[Vecs];
-        for (int v = 0; v < Vecs; ++v) words[v] = columns[v].load_words(k);
+        for (int v = 0; v < Vecs; ++v) words[v] = columns[v].template load_words<Reuse::kNone>(k);
 #pragma GCC unroll 4
         for (int i = 0; i < kPackFactor; i += 2) {
           const float* from = x + k + i;

@@ -8,8 +8,9 @@ struct Columns4 : PackedColumns {
   static Columns4 at(const Int8LinearArgs& a, int64_t column) { return {PackedColumns::at(a, column)}; }
   static IntVec dot(IntVec sums, UintVec codes, int32_t x) { return dot4(sums, codes, x); }
 
+  template <Reuse kReuse>
   void load_bytes(int64_t k, UintVec& even, UintVec& odd) const {
-    const UintVec words = load_words(k);
+    const UintVec words = load_words<kReuse>(k);
     even = words & 0x0F0F0F0Fu;
     odd = (words >> 4) & 0x0F0F0F0Fu;
   }

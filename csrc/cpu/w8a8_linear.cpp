@@ -15,14 +15,14 @@ struct Columns8 {
   }
   static IntVec dot(IntVec sums, UintVec codes, int32_t x) { return dot4_of_bytes(sums, codes, x); }
 
-  GroupParams load_params(int64_t group) const {
-    const Vec scale = load(scales + group * kPackColumns);
-    return {.scale = scale, .scale_high = Vec{}, .offset = scale * -float(kMiddleInDot)};
+  IntegerParams load_integer_params(int64_t group) const {
+    return {.scale = load(scales + group * kPackColumns), .zero = IntVec{} + kMiddleInDot};
   }
+  template <Reuse kReuse>
   void load_bytes(int64_t k, UintVec& even, UintVec& odd) const {
     const uint32_t* at = words + k / 4 * kPackColumns;
-    __builtin_prefetch(at + kAheadWords);
-    __builtin_prefetch(at + kPackColumns + kAheadWords);
+    prefetch_words<kReuse>(at);
+    prefetch_words<kReuse>(at + kPackColumns);
     even = load_as<UintVec>(at);
     odd = load_as<UintVec>(at + kPackColumns);
   }

@@ -8,13 +8,13 @@ Tensor w4a8_linear(const Tensor& x, const Tensor& qweight, const Tensor& qparams
   const W4A16Call call = prepare_w4a16(x, qweight, qparams, bias, n, k, group_size, std::nullopt, /*silu_mul=*/false,
                                        /*needs_floats=*/false);
   const W4A16Args& exact = call.args;
-  const int64_t x_group = exact.group_size % kInt8Group == 0 ? kInt8Group : 32;
+  const int64_t x_group = int8_group(exact.group_size);
   Tensor codes = allocate(x, {exact.m, exact.k}, ScalarType::Char);
-  Tensor params = allocate(x, {exact.m, exact.k / x_group, 2}, ScalarType::Float);
+  Tensor groups = allocate(x, {exact.m, exact.k / x_group, sizeof(Int8Group)}, ScalarType::Char);
   const Int8LinearArgs args{
       .x = exact.x,
       .codes = static_cast<int8_t*>(codes.data_ptr()),
-      .params = static_cast<float*>(params.data_ptr()),
+      .groups = static_cast<Int8Group*>(groups.data_ptr()),
       .qweight = exact.qweight,
       .qparams = exact.qparams,
       .bias = exact.bias,

@@ -18,11 +18,11 @@ Tensor w8a8_linear(const Tensor& x, const Tensor& qweight, const Tensor& scales,
 
   Tensor y = allocate(x, {m, n});
   Tensor codes = allocate(x, {m, k}, ScalarType::Char);
-  Tensor params = allocate(x, {m, k / group_size, 2}, ScalarType::Float);
+  Tensor groups = allocate(x, {m, k / group_size, sizeof(Int8Group)}, ScalarType::Char);
   const Int8LinearArgs args{
       .x = x.data_ptr(),
       .codes = static_cast<int8_t*>(codes.data_ptr()),
-      .params = static_cast<float*>(params.data_ptr()),
+      .groups = static_cast<Int8Group*>(groups.data_ptr()),
       .qweight = static_cast<const uint32_t*>(qweight.data_ptr()),
       .qparams = scales.data_ptr(),
       .bias = bias ? bias->data_ptr() : nullptr,

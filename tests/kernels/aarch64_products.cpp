@@ -27,7 +27,6 @@ int below(int limit) { return int(random_engine() % unsigned(limit)); }
 
 struct Shape {
   int64_t m, n, k, group;
-  int64_t x_group() const { return k % kInt8Group == 0 && group % kInt8Group == 0 ? kInt8Group : 32; }
 };
 
 // x as the int8 kernels round it
@@ -59,8 +58,9 @@ void print_error(const char* name, const Shape& s, const std::vector<double>& x,
 }
 
 void run(const Shape& s) {
-  const int64_t tiles = (s.n + kPackColumns - 1) / kPackColumns, groups = s.k / s.group, x_group = s.x_group();
-  std::vector<float> x(size_t(s.m * s.k)), y(size_t(s.m * s.n)), params(size_t(s.m * s.k / x_group * 2));
+  const int64_t tiles = (s.n + kPackColumns - 1) / kPackColumns, groups = s.k / s.group, x_group = int8_group(s.group);
+  std::vector<float> x(size_t(s.m * s.k)), y(size_t(s.m * s.n));
+  std::vector<Int8Group> x_groups(size_t(s.m * s.k / x_group));
   std::vector<double> weight(size_t(s.n * s.k)), exact_x;
   for (float& value : x) value = normal();
   exact_x.assign(x.begin(), x.end());
@@ -91,7 +91,7 @@ void run(const Shape& s) {
                        .kept_dtype = Dtype::kHalf});
   Int8LinearArgs rounding = {.x = x.data(),
                              .codes = x_codes.data(),
-                             .params = params.data(),
+                             .groups = x_groups.data(),
                              .qweight = qweight.data(),
                              .qparams = qparams.data(),
                              .bias = nullptr,
@@ -117,12 +117,12 @@ void run(const Shape& s) {
 
   const int64_t group8 = s.k % kInt8Group == 0 ? kInt8Group : 32;
   std::vector<float> wide(codes.size()), scales8(size_t(tiles * s.k / group8 * kPackColumns));
-  std::vector<float> params8(size_t(s.m * s.k / group8 * 2));
+  std::vector<Int8Group> x_groups8(size_t(s.m * s.k / group8));
   for (float& value : wide) value = normal();
   const std::vector<double> wide_rounded = rounded(wide, group8);
   std::vector<uint32_t> qweight8(size_t(tiles * s.k / 4 * kPackColumns));
   dotprod::w8_pack({wide.data(), qweight8.data(), scales8.data(), s.n, s.k, group8, Dtype::kFloat});
-  rounding.params = params8.data();
+  rounding.groups = x_groups8.data();
   rounding.qweight = qweight8.data();
   rounding.qparams = scales8.data();
   rounding.group_size = rounding.x_group = group8;

@@ -9,7 +9,7 @@ from kernels.products import TOLERANCE, poison_memory
 from tinyserve import ops
 
 DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp16", "bf16", "fp32"])
-# one group; ragged n; groups of 32 and of a whole row, which x divides by 64 and by 32; the largest group
+# one group; ragged n; groups of 32 and of a whole row, which x divides by 128 and by 32; the largest group
 SHAPES = pytest.mark.parametrize(
     ("n", "k", "group_size"),
     [(1, 32, 32), (33, 64, 32), (100, 608, 32), (40, 544, 544), (65, 640, 640), (70, 1152, 128)],
@@ -21,11 +21,11 @@ Quantized = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 def check(x: torch.Tensor, quantized: Quantized, bias: torch.Tensor | None, device: str) -> None:
     """Every element's part in the error is small: that of the dtype, and of a value rounded up here and down there."""
-    n, k, group_size = quantized[0].shape[0], x.shape[1], x.shape[1] // quantized[1].shape[1]
+    n, group_size = quantized[0].shape[0], x.shape[1] // quantized[1].shape[1]
     weight = ops.w4a16_pack(*(t.to(device) for t in quantized))
     poison_memory((len(x), n), x.dtype, device)
     actual = ops.w4a8_linear(x.to(device), weight, None if bias is None else bias.to(device)).cpu()
-    rounded = reference.int8_rows(x, 64 if k % 64 == 0 and group_size % 64 == 0 else 32)
+    rounded = reference.int8_rows(x, next(size for size in (128, 64, 32) if group_size % size == 0))
     expected = reference.w4a16_linear(rounded, *quantized, bias)
     assert (actual.shape, actual.dtype) == ((len(x), n), x.dtype)
     assert reference.relative_error(actual, expected) <= max(TOLERANCE[x.dtype], 1e-3)
