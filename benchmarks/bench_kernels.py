@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from awq.quantize import dequantize
 from benchmarks import gpu, plot_kernels, shapes
 from benchmarks.kernels import probe, results, targets
 from benchmarks.kernels.comparison import DeviceLost, Result, Weights, compare
@@ -95,7 +96,7 @@ def measure(
         }
         weights = Weights(shape, dtype, group_size, timer.device)
         weights.pack({name: i for name, i in implementations.items() if any(name not in failed[c] for c in same)})
-        dequantized = weights.weight.dequantized()
+        dequantized = dequantize(weights.weight)
         for case in same:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no time left for {case}")

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from awq.quantize import QuantizedTensor
 from benchmarks.kernels import timing
 from benchmarks.kernels.limits import Case
 from benchmarks.kernels.peers.peer import Implementation, Packed, Unavailable
-from benchmarks.kernels.weights import QuantizedWeight, random_activations, random_weight
+from benchmarks.kernels.weights import random_activations, random_weight
 from benchmarks.shapes import Shape
 
 CHECKED_ROWS = 64  # of the result, spread over all of them
@@ -55,7 +56,7 @@ class Weights:
     """One shape's weight, packed by every implementation that can, each as often as it takes to outsize the caches."""
 
     def __init__(self, shape: Shape, dtype: torch.dtype, group_size: int, device: str) -> None:
-        self.weight: QuantizedWeight = random_weight(shape.n, shape.k, group_size, dtype, device)
+        self.weight: QuantizedTensor = random_weight(shape.n, shape.k, group_size, dtype, device)
         self.copies: dict[str, list[Packed]] = {}
         self.failed: dict[str, str] = {}
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from awq.quantize import dequantize
 from benchmarks.kernels.comparison import DeviceLost, Reference, Weights, checked, describe, require_device
 from benchmarks.kernels.limits import Case
 from benchmarks.kernels.peers import registry
@@ -126,7 +127,7 @@ def answer(implementation: Implementation, cases: Sequence[Case], device: str) -
     ):
         weights = Weights(shape, dtype, group_size, device)
         weights.pack(only, copy=False)
-        dequantized = weights.weight.dequantized()
+        dequantized = dequantize(weights.weight)
         for case in same:
             why = weights.failed.get(implementation.name)
             if why is None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from awq.quantize import QuantizedTensor, dequantize
 from benchmarks import bench_kernels, plot_kernels
 from benchmarks.kernels import comparison, results, targets
 from benchmarks.kernels.comparison import Measurement, Result
@@ -19,7 +20,6 @@ from benchmarks.kernels.peers.cublas import Cublas
 from benchmarks.kernels.peers.folder import PeerFolder
 from benchmarks.kernels.peers.peer import Packed, Unavailable
 from benchmarks.kernels.timing import LoopTimer
-from benchmarks.kernels.weights import QuantizedWeight
 from benchmarks.shapes import Shape
 
 CEILINGS = Ceilings(1e10, {"float16": 1e12, "bfloat16": 1e12})
@@ -51,7 +51,7 @@ class Failing(Named):
 
 
 class Choosy(Named):
-    def pack(self, weight: QuantizedWeight) -> Packed:
+    def pack(self, weight: QuantizedTensor) -> Packed:
         raise Unavailable("takes other shapes")
 
 
@@ -64,7 +64,7 @@ def compare(*implementations: Named) -> Result:
     by_name = {made.name: made for made in implementations}
     weights = comparison.Weights(SHAPE, torch.bfloat16, 64, "cpu")
     weights.pack(by_name)
-    return comparison.compare(CASE, weights, weights.weight.dequantized(), by_name, LoopTimer(), budget_s=0.0)
+    return comparison.compare(CASE, weights, dequantize(weights.weight), by_name, LoopTimer(), budget_s=0.0)
 
 
 def test_each_is_checked_and_timed_on_copies_of_its_own() -> None:

@@ -4,18 +4,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from awq.quantize import QuantizedTensor, dequantize
 from benchmarks.kernels.limits import Case
 from benchmarks.kernels.peers import machete, marlin, nibbles, tinygemm, torchao
 from benchmarks.kernels.peers.humming import checkpoint
 from benchmarks.kernels.peers.peer import Unavailable
-from benchmarks.kernels.weights import QuantizedWeight, random_weight
+from benchmarks.kernels.weights import random_weight
 from benchmarks.shapes import Shape
 
 N, K, GROUP = 128, 256, 64
 
 
 @pytest.fixture(params=[torch.float16, torch.bfloat16])
-def weight(request: pytest.FixtureRequest) -> QuantizedWeight:
+def weight(request: pytest.FixtureRequest) -> QuantizedTensor:
     return random_weight(N, K, GROUP, request.param, "cpu")
 
 
@@ -30,7 +31,7 @@ def test_a_word_holds_its_first_number_lowest() -> None:
     assert torch.equal(nibbles.pack_rows(numbers.t()), words.view(1, 2))
 
 
-def test_marlin_codes_are_the_operand_of_its_lanes(weight: QuantizedWeight) -> None:
+def test_marlin_codes_are_the_operand_of_its_lanes(weight: QuantizedTensor) -> None:
     """Of mma.m16n8k16's second operand, lane l holds column l / 4 and rows 2 * (l % 4) + {0, 1}, then those + 8.
 
     A lane's word has two such operands; after a mask, nibbles i and i + 4 are the halves of one register.
@@ -48,7 +49,7 @@ def test_marlin_codes_are_the_operand_of_its_lanes(weight: QuantizedWeight) -> N
                 assert torch.equal(nibble(lane_words, register + 4), weight.codes[column, row + 1].int())
 
 
-def test_marlin_scales_and_zeros_stand_as_its_lanes_read_them(weight: QuantizedWeight) -> None:
+def test_marlin_scales_and_zeros_stand_as_its_lanes_read_them(weight: QuantizedTensor) -> None:
     """Lane l's columns l / 4, l / 4 + 8, .. of 64 are 8 numbers in a row; zeros in the codes' order of nibbles."""
     scales = marlin.pack_scales(weight.scales).view(K // GROUP, N // 64, 8, 8)
     zeros = marlin.pack_zeros(weight.zeros).view(K // GROUP, N // 64, 8)
@@ -67,7 +68,7 @@ def test_tinygemm_computes_with_its_packed_weight() -> None:
     x = torch.randn(5, K).bfloat16()
     peer = tinygemm.Tinygemm()
     y = peer.multiply(x, peer.pack(weight), Case(Shape(N, K), 5, "bfloat16", GROUP))
-    expected = x.float() @ weight.dequantized().t()
+    expected = x.float() @ dequantize(weight).t()
     assert (y.float() - expected).norm() / expected.norm() < 1e-2
 
 
@@ -79,20 +80,20 @@ def test_tinygemm_refuses_float16() -> None:
 def test_torchaos_padding_changes_no_product() -> None:
     weight = random_weight(N, K, GROUP, torch.bfloat16, "cpu")
     padded = torchao.padded(weight)
-    assert (padded.k, padded.group_size) == (1024, GROUP)
-    assert torch.equal(padded.dequantized()[:, :K], weight.dequantized())
-    assert not padded.dequantized()[:, K:].any()
+    assert (padded.k, padded.group) == (1024, GROUP)
+    assert torch.equal(dequantize(padded)[:, :K], dequantize(weight))
+    assert not dequantize(padded)[:, K:].any()
 
 
-def test_machetes_zeros_carry_their_scales(weight: QuantizedWeight) -> None:
+def test_machetes_zeros_carry_their_scales(weight: QuantizedTensor) -> None:
     zeros = machete.negated_zeros(weight)
     codes = weight.codes.view(N, -1, GROUP).float()
     restored = codes * weight.scales.float().unsqueeze(2) + zeros.t().float().unsqueeze(2)
-    error = (restored.view(N, K) - weight.dequantized()).norm() / weight.dequantized().norm()
+    error = (restored.view(N, K) - dequantize(weight)).norm() / dequantize(weight).norm()
     assert error < 1e-2
 
 
-def test_hummings_tensors_are_those_of_a_checkpoint(weight: QuantizedWeight) -> None:
+def test_hummings_tensors_are_those_of_a_checkpoint(weight: QuantizedTensor) -> None:
     tensors = checkpoint(weight)
     codes = torch.stack([nibble(tensors["weight"], place) for place in range(8)], dim=2).view(N, K)
     zeros = torch.stack([nibble(tensors["zero_point"], place) for place in range(8)], dim=1).view(N, -1)

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from awq.quantize import QuantizedTensor, dequantize
 from benchmarks.kernels.limits import Case
 from benchmarks.kernels.peers.peer import Packed
-from benchmarks.kernels.weights import QuantizedWeight
 
 
 class Cublas:
@@ -15,8 +15,8 @@ class Cublas:
     def __init__(self) -> None:
         self.version = f"torch {torch.__version__}"
 
-    def pack(self, weight: QuantizedWeight) -> Packed:
-        return (weight.dequantized().to(weight.dtype),)
+    def pack(self, weight: QuantizedTensor) -> Packed:
+        return (dequantize(weight).to(weight.scales.dtype),)
 
     def multiply(self, x: Tensor, packed: Packed, case: Case) -> Tensor:
         return linear(x, packed[0])

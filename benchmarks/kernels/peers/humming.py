@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from awq.quantize import QuantizedTensor
 from benchmarks.kernels.limits import Case
 from benchmarks.kernels.peers import nibbles
 from benchmarks.kernels.peers.folder import PeerFolder
 from benchmarks.kernels.peers.peer import Packed
-from benchmarks.kernels.weights import QuantizedWeight
 
 LOCKS = 2048  # of its partition, as many as its own layer has
 COMPUTE = json.dumps({"use_batch_invariant": False, "use_f16_accum": False, "gemm_type": "dense"})
@@ -39,9 +39,9 @@ class Humming:
         except RuntimeError:
             os.environ.setdefault("HUMMING_COMPILER", "nvcc")
 
-    def pack(self, weight: QuantizedWeight) -> Packed:
+    def pack(self, weight: QuantizedTensor) -> Packed:
         schema = self._schema.HummingWeightSchema(
-            b_dtype="uint4", weight_scale_group_size=weight.group_size, has_zero_point=True
+            b_dtype="uint4", weight_scale_group_size=weight.group, has_zero_point=True
         )
         config, tensors = self._transform.prepare_and_transform_humming_tensors(
             tensors=checkpoint(weight),
@@ -50,10 +50,10 @@ class Humming:
             weight_schema=schema,
             pad_n_to_multiple=256,
             pad_k_to_multiple=128,
-            torch_dtype=weight.dtype,
+            torch_dtype=weight.scales.dtype,
             device=weight.codes.device,
         )
-        self._configs[weight.n, weight.k, weight.group_size, weight.dtype] = config
+        self._configs[weight.n, weight.k, weight.group, weight.scales.dtype] = config
         return tensors["weight"], tensors["weight_scale"], tensors["zero_point"]
 
     def multiply(self, x: Tensor, packed: Packed, case: Case) -> Tensor:
@@ -64,7 +64,7 @@ class Humming:
         )
 
 
-def checkpoint(weight: QuantizedWeight) -> dict[str, Tensor]:
+def checkpoint(weight: QuantizedTensor) -> dict[str, Tensor]:
     """The tensors it reads: codes int32 [N, K/8], scales [N, K/G], zeros int32 [N/8, K/G]."""
     codes = nibbles.pack_last(weight.codes.view(weight.n, -1, nibbles.FACTOR))
     return {"weight": codes, "weight_scale": weight.scales, "zero_point": nibbles.pack_rows(weight.zeros)}

@@ -7,10 +7,10 @@ lane in two products of 16 k x 8 n; scales and zeros of 64 n stand in the order 
 import torch
 from torch import Tensor
 
+from awq.quantize import QuantizedTensor
 from benchmarks.kernels.limits import Case
 from benchmarks.kernels.peers import nibbles, vllm_ops
 from benchmarks.kernels.peers.peer import Packed, Unavailable
-from benchmarks.kernels.weights import QuantizedWeight
 
 TILE_K, TILE_N = 16, 64
 LANES = 32
@@ -29,8 +29,8 @@ class Marlin:
         multiprocessors = torch.cuda.get_device_properties("cuda").multi_processor_count
         self._locks = torch.zeros(multiprocessors * LOCKS_PER_MULTIPROCESSOR, dtype=torch.int32, device="cuda")
 
-    def pack(self, weight: QuantizedWeight) -> Packed:
-        if weight.n % TILE_N or weight.k % 128 or weight.group_size == weight.k:
+    def pack(self, weight: QuantizedTensor) -> Packed:
+        if weight.n % TILE_N or weight.k % 128 or weight.group == weight.k:
             raise Unavailable("takes N of whole 64, K of whole 128, and groups smaller than K")
         return pack_codes(weight.codes), pack_scales(weight.scales), pack_zeros(weight.zeros)
 

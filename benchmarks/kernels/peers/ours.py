@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from awq.quantize import QuantizedTensor
 from benchmarks.kernels.limits import Case
 from benchmarks.kernels.peers.peer import Packed, Unavailable
-from benchmarks.kernels.weights import QuantizedWeight
 from tinyserve import ops
 
 
@@ -18,7 +18,7 @@ class Ours:
             if not torch._C._dispatch_has_kernel_for_dispatch_key(f"tinyserve::{op}", device.upper()):
                 raise Unavailable(f"tinyserve::{op} is not compiled for {device}")
 
-    def pack(self, weight: QuantizedWeight) -> Packed:
+    def pack(self, weight: QuantizedTensor) -> Packed:
         packed = ops.w4a16_pack(weight.codes, weight.scales, weight.zeros)
         return packed.qweight, packed.qparams
 

@@ -4,8 +4,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from awq.quantize import QuantizedTensor
 from benchmarks.kernels.limits import Case
-from benchmarks.kernels.weights import QuantizedWeight
 
 Packed = tuple[Tensor, ...]  # one copy of a weight, in the layout of one implementation
 
@@ -20,7 +20,7 @@ class Implementation(Protocol):
     name: str
     version: str
 
-    def pack(self, weight: QuantizedWeight) -> Packed: ...
+    def pack(self, weight: QuantizedTensor) -> Packed: ...
 
     def multiply(self, x: Tensor, packed: Packed, case: Case) -> Tensor:
         """[rows, N]; may be captured in a CUDA graph."""

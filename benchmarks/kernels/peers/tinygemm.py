@@ -6,9 +6,9 @@ w = (code - 8) * scale + zero, with one pair {scale, zero} for a group of a row.
 import torch
 from torch import Tensor
 
+from awq.quantize import QuantizedTensor
 from benchmarks.kernels.limits import Case
 from benchmarks.kernels.peers.peer import Packed, Unavailable
-from benchmarks.kernels.weights import QuantizedWeight
 
 MIDDLE = 8
 INNER_K_TILES = 8  # 16-wide tiles of k that a thread reads at once: the most there are
@@ -20,8 +20,8 @@ class Tinygemm:
     def __init__(self) -> None:
         self.version = f"torch {torch.__version__}"
 
-    def pack(self, weight: QuantizedWeight) -> Packed:
-        if weight.dtype != torch.bfloat16:
+    def pack(self, weight: QuantizedTensor) -> Packed:
+        if weight.scales.dtype != torch.bfloat16:
             raise Unavailable("takes bfloat16 only")
         if weight.codes.is_cuda:
             pairs = weight.codes[:, ::2] << 4 | weight.codes[:, 1::2]
@@ -35,7 +35,7 @@ class Tinygemm:
         return product(x, packed[0], case.group_size, packed[1])  # type: ignore[no-any-return]
 
 
-def scale_zero_pairs(weight: QuantizedWeight) -> Tensor:
+def scale_zero_pairs(weight: QuantizedTensor) -> Tensor:
     """[K/G, N, 2]."""
     zeros = (MIDDLE - weight.zeros.float()) * weight.scales.float()
-    return torch.stack([weight.scales, zeros.to(weight.dtype)], dim=2).transpose(0, 1).contiguous()
+    return torch.stack([weight.scales, zeros.to(weight.scales.dtype)], dim=2).transpose(0, 1).contiguous()

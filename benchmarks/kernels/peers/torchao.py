@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
+from awq.quantize import QuantizedTensor
 from benchmarks.kernels.limits import Case
 from benchmarks.kernels.peers.folder import PeerFolder
 from benchmarks.kernels.peers.peer import Packed
 from benchmarks.kernels.peers.tinygemm import Tinygemm
-from benchmarks.kernels.weights import QuantizedWeight
 
 MULTIPLE_OF_K = 1024
 
@@ -27,7 +27,7 @@ class Torchao:
         self._tensor = Int4TilePackedTo4dTensor
         self._tinygemm = Tinygemm()
 
-    def pack(self, weight: QuantizedWeight) -> Packed:
+    def pack(self, weight: QuantizedTensor) -> Packed:
         return self._tinygemm.pack(padded(weight))
 
     def multiply(self, x: Tensor, packed: Packed, case: Case) -> Tensor:
@@ -36,8 +36,9 @@ class Torchao:
         return linear(x, self._tensor(codes, scale_zero_pairs, [1, case.group_size], size))
 
 
-def padded(weight: QuantizedWeight) -> QuantizedWeight:
+def padded(weight: QuantizedTensor) -> QuantizedTensor:
     """With K of whole MULTIPLE_OF_K; what is added is 0."""
     more = -weight.k % MULTIPLE_OF_K
-    groups = (0, more // weight.group_size)
-    return QuantizedWeight(pad(weight.codes, (0, more)), pad(weight.scales, groups), pad(weight.zeros, groups))
+    groups = (0, more // weight.group)
+    codes, scales, zeros = pad(weight.codes, (0, more)), pad(weight.scales, groups), pad(weight.zeros, groups)
+    return QuantizedTensor(codes, scales, zeros, weight.config)

@@ -7,10 +7,10 @@ parts are summed in fp32 by torch.
 import torch
 from torch import Tensor
 
+from awq.quantize import QuantizedTensor
 from benchmarks.kernels.limits import Case
 from benchmarks.kernels.peers import nibbles
 from benchmarks.kernels.peers.peer import Packed, Unavailable
-from benchmarks.kernels.weights import QuantizedWeight
 
 try:
     import triton
@@ -65,8 +65,8 @@ class TritonKernel:
     def __init__(self) -> None:
         self.version = f"triton {triton.__version__}"
 
-    def pack(self, weight: QuantizedWeight) -> Packed:
-        if weight.group_size % BLOCK_K:
+    def pack(self, weight: QuantizedTensor) -> Packed:
+        if weight.group % BLOCK_K:
             raise Unavailable(f"takes groups of whole {BLOCK_K}")
         codes = nibbles.pack_rows(weight.codes.t())
         return codes, weight.scales.t().contiguous(), weight.zeros.t().contiguous()
