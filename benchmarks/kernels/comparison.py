@@ -1,55 +1,23 @@
 """One product by several implementations: packed, checked against the dequantized weight, then timed in turn."""
 
-import statistics
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from awq.quantize import QuantizedTensor
+from awq.quantize import QuantizedTensor, dequantize
 from benchmarks.kernels import timing
 from benchmarks.kernels.limits import Case
-from benchmarks.kernels.peers.peer import Implementation, Packed, Unavailable
+from benchmarks.kernels.peers.peer import Implementation, Packed
+from benchmarks.kernels.rivals import Contender, Result, describe, race, require_device
 from benchmarks.kernels.weights import random_activations, random_weight
 from benchmarks.shapes import Shape
 
 CHECKED_ROWS = 64  # of the result, spread over all of them
 WRONG = 0.03  # relative error: more than any rounding to 16 bits makes of a weight
-
-
-class DeviceLost(Exception):
-    """The GPU no longer answers in this process; what was measured before is all there will be."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Of one implementation in one case."""
-
-    error: float  # relative, against the dequantized weight in fp32
-    copies: int
-    copy_bytes: int
-    calls: int  # in a replay
-    seconds: list[float]  # of a call, one for each replay
-
-    @property
-    def median_s(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def spread(self) -> float:
-        """From the fastest to the slowest replay, as part of the median."""
-        return (max(self.seconds) - min(self.seconds)) / self.median_s
-
-
-@dataclass
-class Result:
-    """Of all implementations in one case."""
-
-    case: Case
-    measured: dict[str, Measurement] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)  # why, by name
 
 
 class Weights:
@@ -75,20 +43,6 @@ def num_bytes(packed: Packed) -> int:
     return sum(tensor.nbytes for tensor in packed)
 
 
-def describe(error: Exception) -> str:
-    first_line = next(iter(str(error).strip().splitlines()), "")
-    return first_line if isinstance(error, Unavailable) else f"{type(error).__name__}: {first_line}"
-
-
-def require_device() -> None:
-    """Some errors of a kernel stay with the process."""
-    if torch.cuda.is_available():
-        try:
-            torch.cuda.synchronize()
-        except Exception as error:
-            raise DeviceLost(describe(error)) from error
-
-
 class Reference:
     """The product with the dequantized weight, in fp32, of a part of the rows."""
 
@@ -108,28 +62,23 @@ def compare(
     implementations: Mapping[str, Implementation],
     timer: timing.Timer,
     budget_s: float,
-) -> Result:
+) -> Result[Case]:
     """What fails is named in the result and left out of the rest; raises DeviceLost."""
-    result = Result(case, failed={name: why for name, why in weights.failed.items() if name in implementations})
     x = random_activations(case.rows, case.shape.k, case.torch_dtype, timer.device)
     reference = Reference(x, dequantized)
-    prepared: dict[str, timing.Replay] = {}
-    facts: dict[str, tuple[float, int, int]] = {}
-    for name, implementation in implementations.items():
-        if name not in weights.copies:
-            continue
-        copies = weights.copies[name]
-        try:
-            error = checked(case, implementation, x, copies[0], reference)
-            calls = [_call(implementation, x, copy, case) for copy in copies]
-            rounds = timing.num_calls(len(copies), timer.estimate(calls[0])) // len(copies)
-            prepared[name] = timer.prepare(calls * rounds)
-            facts[name] = (error, len(copies), num_bytes(copies[0]))
-        except Exception as error_:
-            result.failed[name] = describe(error_)
-            require_device()
-    for name, seconds in timing.take_turns(prepared, budget_s).items():
-        result.measured[name] = Measurement(*facts[name], prepared[name].calls, seconds)
+
+    def enter(implementation: Implementation, copies: Sequence[Packed]) -> Contender:
+        error = checked(case, implementation, x, copies[0], reference)
+        calls = [partial(implementation.multiply, x, copy, case) for copy in copies]
+        return Contender(error, num_bytes(copies[0]), calls)
+
+    entries = {
+        name: partial(enter, implementation, weights.copies[name])
+        for name, implementation in implementations.items()
+        if name in weights.copies
+    }
+    result = race(case, entries, timer, budget_s)
+    result.failed |= {name: why for name, why in weights.failed.items() if name in implementations}
     return result
 
 
@@ -143,5 +92,28 @@ def checked(case: Case, implementation: Implementation, x: Tensor, packed: Packe
     return error
 
 
-def _call(implementation: Implementation, x: Tensor, packed: Packed, case: Case) -> Any:
-    return lambda: implementation.multiply(x, packed, case)
+def read_case(encoded: dict[str, Any]) -> Case:
+    """From what dataclasses.asdict has made of it."""
+    return Case(**{**encoded, "shape": Shape(**encoded["shape"])})
+
+
+def answer(implementation: Implementation, cases: Sequence[Case], device: str) -> Iterator[str | None]:
+    """Why each case fails, None where it does not, in turn; ends early where the GPU no longer answers."""
+    only: Mapping[str, Implementation] = {implementation.name: implementation}
+    for (shape, dtype, group_size), same in groupby(
+        cases, lambda case: (case.shape, case.torch_dtype, case.group_size)
+    ):
+        weights = Weights(shape, dtype, group_size, device)
+        weights.pack(only, copy=False)
+        dequantized = dequantize(weights.weight)
+        for case in same:
+            why = weights.failed.get(implementation.name)
+            if why is None:
+                x = random_activations(case.rows, shape.k, dtype, device)
+                try:
+                    packed = weights.copies[implementation.name][0]
+                    checked(case, implementation, x, packed, Reference(x, dequantized))
+                except Exception as error:
+                    why = describe(error)
+                    require_device()
+            yield why

@@ -5,6 +5,7 @@ zero) and x and y once, whatever more an implementation's layout has: it is the 
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -13,6 +14,22 @@ from benchmarks.shapes import Shape
 
 COPY_BYTES = 1 << 30  # of each of two buffers: far beyond any cache
 RATE_SIZE = 8192  # rows, columns and depth of the matrix product
+
+
+class Work(Protocol):
+    """What a limit is worked out from."""
+
+    @property
+    def dtype(self) -> str:
+        """Whose rate of multiplications counts."""
+
+    @property
+    def total_bytes(self) -> int:
+        """The fewest that have to pass, read and written."""
+
+    @property
+    def operations(self) -> int:
+        """A multiplication and an addition counting as two."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +70,17 @@ class Ceilings:
     copy_bytes_per_s: float  # bytes read plus bytes written
     flops_per_s: dict[str, float]  # by dtype, torch's own product of random data
 
-    def limit_s(self, case: Case) -> float:
+    def __str__(self) -> str:
+        rates = ", ".join(f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in self.flops_per_s.items())
+        return f"copy {self.copy_bytes_per_s / 1e9:.0f} GB/s, {rates}"
+
+    def limit_s(self, case: Work) -> float:
         return max(self.memory_s(case), self.compute_s(case))
 
-    def memory_s(self, case: Case) -> float:
+    def memory_s(self, case: Work) -> float:
         return case.total_bytes / self.copy_bytes_per_s
 
-    def compute_s(self, case: Case) -> float:
+    def compute_s(self, case: Work) -> float:
         return case.operations / self.flops_per_s[case.dtype]
 
 

@@ -3,9 +3,12 @@
 A kernel that crashes or hangs then takes nobody with it, and what an implementation compiles at first use is compiled
 here, several at once, into caches on disk.
 
-    python -m benchmarks.kernels.probe NAME DEVICE [FOLDER] < cases.json     one process; a line of JSON for each case
+    python -m benchmarks.kernels.probe SUITE NAME DEVICE [FOLDER] < cases.json
+
+is one process; it prints a line of JSON for each case.
 """
 
+import importlib
 import json
 import math
 import os
@@ -14,22 +17,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from itertools import groupby
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
-from awq.quantize import dequantize
-from benchmarks.kernels.comparison import DeviceLost, Reference, Weights, checked, describe, require_device
-from benchmarks.kernels.limits import Case
-from benchmarks.kernels.peers import registry
 from benchmarks.kernels.peers.folder import PeerFolder
-from benchmarks.kernels.peers.peer import Implementation, Unavailable
-from benchmarks.kernels.weights import random_activations
-from benchmarks.shapes import Shape
+from benchmarks.kernels.peers.peer import Unavailable
+from benchmarks.kernels.rivals import DeviceLost
 
 ROOT = Path(__file__).parents[2]
 MAX_STARTS = 4  # of processes for the same cases: each one after the first follows a crash
@@ -37,12 +35,31 @@ WORKERS = max(1, min(8, (os.cpu_count() or 2) // 2))
 POLL_S = 0.1
 COMMAND = [sys.executable, "-m", "benchmarks.kernels.probe"]
 
-Failures = dict[Case, str]
+Failures = dict[Any, str]  # by case
+
+
+class Suite(Protocol):
+    """A module that knows a kind of work: its cases (dataclasses), its implementations and how one is checked."""
+
+    __name__: str
+
+    def parts(self, name: str, cases: Sequence[Any]) -> list[list[Any]]:
+        """The cases of one process each."""
+
+    def read_case(self, encoded: dict[str, Any]) -> Any:
+        """From what dataclasses.asdict has made of it."""
+
+    def make(self, name: str, folder: PeerFolder, device: str) -> Any:
+        """Raises Unavailable."""
+
+    def answer(self, implementation: Any, cases: Sequence[Any], device: str) -> Iterator[str | None]:
+        """Why each case fails, None where it does not; raises DeviceLost."""
 
 
 def probe_all(
+    suite: Suite,
     names: Sequence[str],
-    cases: Sequence[Case],
+    cases: Sequence[Any],
     device: str,
     folder: Path | None,
     patience_s: float,
@@ -50,33 +67,33 @@ def probe_all(
 ) -> dict[str, Failures]:
     """What fails, by implementation.
 
-    A case may take `patience_s`, the first of a process twice that; no process starts after `time_limit_s`. There is
-    one for each name, or for each of its shapes where it compiles for a shape.
+    A case may take `patience_s`, the first of a process twice that; no process starts after `time_limit_s`.
     """
     deadline = time.monotonic() + time_limit_s
-    jobs: list[tuple[str, list[Case]]] = []
-    for name in names:
-        if name in registry.COMPILE_PER_SHAPE:
-            jobs += [(name, list(same)) for _, same in groupby(cases, lambda case: case.shape)]
-        else:
-            jobs.append((name, list(cases)))
+    jobs = [(name, part) for name in names for part in suite.parts(name, cases)]
     failures: dict[str, Failures] = {name: {} for name in names}
     with ThreadPoolExecutor(WORKERS) as pool:
-        found = pool.map(lambda job: probe(job[0], job[1], device, folder, patience_s, deadline), jobs)
+        found = pool.map(lambda job: probe(suite, job[0], job[1], device, folder, patience_s, deadline), jobs)
         for (name, _), failed in zip(jobs, found, strict=True):
             failures[name] |= failed
     return failures
 
 
 def probe(
-    name: str, cases: list[Case], device: str, folder: Path | None, patience_s: float, deadline: float = math.inf
+    suite: Suite,
+    name: str,
+    cases: list[Any],
+    device: str,
+    folder: Path | None,
+    patience_s: float,
+    deadline: float = math.inf,
 ) -> Failures:
     failures: Failures = {}
     left, end = cases, "time was up"
     for _ in range(MAX_STARTS):
         if time.monotonic() > deadline:
             break
-        answers, end = _one_process(name, left, device, folder, patience_s)
+        answers, end = _one_process(suite, name, left, device, folder, patience_s)
         failures |= {case: why for case, why in zip(left, answers, strict=False) if why is not None}
         left = left[len(answers) :]
         if not left:
@@ -87,10 +104,10 @@ def probe(
 
 
 def _one_process(
-    name: str, cases: list[Case], device: str, folder: Path | None, patience_s: float
+    suite: Suite, name: str, cases: list[Any], device: str, folder: Path | None, patience_s: float
 ) -> tuple[list[str | None], str]:
     """Why each case failed, None where it did not, of as many cases as it came to; and what ended it."""
-    command = [*COMMAND, name, device, *([str(folder)] if folder else [])]
+    command = [*COMMAND, suite.__name__, name, device, *([str(folder)] if folder else [])]
     with tempfile.TemporaryDirectory() as scratch:
         asked, answered, log = (Path(scratch, file) for file in ("asked", "answered", "log"))
         asked.write_text(json.dumps([asdict(case) for case in cases]))
@@ -119,37 +136,15 @@ def _wait(process: subprocess.Popen[bytes], answered: Path, patience_s: float) -
     return False
 
 
-def answer(implementation: Implementation, cases: Sequence[Case], device: str) -> Iterator[str | None]:
-    """Each case in turn; ends early where the GPU no longer answers."""
-    only: Mapping[str, Implementation] = {implementation.name: implementation}
-    for (shape, dtype, group_size), same in groupby(
-        cases, lambda case: (case.shape, case.torch_dtype, case.group_size)
-    ):
-        weights = Weights(shape, dtype, group_size, device)
-        weights.pack(only, copy=False)
-        dequantized = dequantize(weights.weight)
-        for case in same:
-            why = weights.failed.get(implementation.name)
-            if why is None:
-                x = random_activations(case.rows, shape.k, dtype, device)
-                try:
-                    packed = weights.copies[implementation.name][0]
-                    checked(case, implementation, x, packed, Reference(x, dequantized))
-                except Exception as error:
-                    why = describe(error)
-                    require_device()
-            yield why
-
-
 def main() -> None:
-    name, device, *folder = sys.argv[1:]
+    module, name, device, *folder = sys.argv[1:]
+    suite: Suite = importlib.import_module(module)  # type: ignore[assignment]
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a peer prints is no answer
-    encoded = json.load(sys.stdin)
-    cases = [Case(**{**case, "shape": Shape(**case["shape"])}) for case in encoded]
+    cases = [suite.read_case(case) for case in json.load(sys.stdin)]
     try:
-        implementation = registry.make(name, PeerFolder(Path(folder[0]) if folder else None), device)
-        for why in answer(implementation, cases, device):
+        implementation = suite.make(name, PeerFolder(Path(folder[0]) if folder else None), device)
+        for why in suite.answer(implementation, cases, device):
             print(json.dumps(why), file=answers)
     except Unavailable as error:
         print("\n".join([json.dumps(str(error))] * len(cases)), file=answers)

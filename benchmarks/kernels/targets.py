@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.kernels.comparison import Result
 from benchmarks.kernels.limits import Case, Ceilings
 from benchmarks.kernels.peers.registry import BASELINE, OURS
+from benchmarks.kernels.rivals import Result, share, speed_ratio
+from benchmarks.verdict import Verdict, at_least
 
 
 @dataclass(frozen=True)
@@ -39,56 +40,14 @@ TARGETS = (
 )
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Of one demand of a target: its worst case."""
-
-    regime: str
-    demand: str
-    reached: int  # cases
-    cases: int
-    worst: float | None  # None: nothing measured
-    worst_case: str
-
-    @property
-    def word(self) -> str:
-        if self.worst is None:
-            return "NOT MEASURED"
-        return "PASS" if self.reached == self.cases else "MISS"
-
-    def __str__(self) -> str:
-        line = f"{self.word:<12} {self.regime}: {self.demand}"
-        if self.worst is None:
-            return line
-        return f"{line}; {self.reached} of {self.cases} cases, worst {self.worst:.2f} at {self.worst_case}"
-
-
-def verdicts(results: Sequence[Result], ceilings: Ceilings, targets: Sequence[Target] = TARGETS) -> list[Verdict]:
+def verdicts(results: Sequence[Result[Case]], ceilings: Ceilings, targets: Sequence[Target] = TARGETS) -> list[Verdict]:
     found = []
     for target in targets:
         covered = [result for result in results if target.covers(result.case)]
         if target.share:
-            shares = [(share(result, ceilings), result) for result in covered]
-            found.append(_verdict(target.regime, f">= {target.share:.2f} of the limit", target.share, shares))
+            shares = [(share(result, ceilings, OURS), result.case) for result in covered]
+            found.append(at_least(target.regime, f">= {target.share:.2f} of the limit", target.share, shares))
         for peer, ratio in target.ratios.items():
-            ratios = [(speed_ratio(result, peer), result) for result in covered]
-            found.append(_verdict(target.regime, f">= {ratio:.2f} x {peer}", ratio, ratios))
+            ratios = [(speed_ratio(result, OURS, peer), result.case) for result in covered]
+            found.append(at_least(target.regime, f">= {ratio:.2f} x {peer}", ratio, ratios))
     return found
-
-
-def _verdict(regime: str, demand: str, wanted: float, figures: list[tuple[float | None, Result]]) -> Verdict:
-    measured = [(value, str(result.case)) for value, result in figures if value is not None]
-    worst, where = min(measured, default=(None, ""))
-    return Verdict(regime, demand, sum(value >= wanted for value, _ in measured), len(measured), worst, where)
-
-
-def share(result: Result, ceilings: Ceilings, name: str = OURS) -> float | None:
-    """The limit's time over the measured one."""
-    measured = result.measured.get(name)
-    return ceilings.limit_s(result.case) / measured.median_s if measured else None
-
-
-def speed_ratio(result: Result, peer: str) -> float | None:
-    """The peer's time over ours: above 1, ours is faster."""
-    ours, theirs = result.measured.get(OURS), result.measured.get(peer)
-    return theirs.median_s / ours.median_s if ours and theirs else None

@@ -13,12 +13,12 @@ from torch import Tensor
 from awq.quantize import QuantizedTensor, dequantize
 from benchmarks import bench_kernels, plot_kernels
 from benchmarks.kernels import comparison, results, targets
-from benchmarks.kernels.comparison import Measurement, Result
 from benchmarks.kernels.limits import Case, Ceilings
 from benchmarks.kernels.peers import registry
 from benchmarks.kernels.peers.cublas import Cublas
 from benchmarks.kernels.peers.folder import PeerFolder
 from benchmarks.kernels.peers.peer import Packed, Unavailable
+from benchmarks.kernels.rivals import Measurement, Result
 from benchmarks.kernels.timing import LoopTimer
 from benchmarks.shapes import Shape
 
@@ -60,7 +60,7 @@ def few_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.kernels.timing.num_copies", lambda copy_bytes: 3)
 
 
-def compare(*implementations: Named) -> Result:
+def compare(*implementations: Named) -> Result[Case]:
     by_name = {made.name: made for made in implementations}
     weights = comparison.Weights(SHAPE, torch.bfloat16, 64, "cpu")
     weights.pack(by_name)
@@ -96,7 +96,7 @@ def measured(microseconds: float) -> Measurement:
     return Measurement(1e-3, 3, 100, 30, [microseconds * 1e-6] * 5)
 
 
-def made_up_results(ours: float) -> list[Result]:
+def made_up_results(ours: float) -> list[Result[Case]]:
     """Ours at `ours` times the limit's time, the peers at twice the limit's."""
     found = []
     for shape in (Shape(8192, 8192), Shape(8192, 28672)):
@@ -145,7 +145,7 @@ def arguments(tmp_path: Path, *more: str) -> argparse.Namespace:
 
 def run(args: argparse.Namespace, monkeypatch: pytest.MonkeyPatch, known: Any = None) -> dict[str, Any]:
     monkeypatch.setattr("benchmarks.shapes.shapes", lambda *_: [SHAPE, Shape(128, 256)])
-    return bench_kernels.report(bench_kernels.benchmark(args, LoopTimer(), CEILINGS, known or {}))
+    return bench_kernels.benchmark(args, LoopTimer(), CEILINGS, known or {})
 
 
 def test_a_run_from_arguments_to_results(
