@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tinyserve.config import Grammar, SamplingParams
-from tinyserve.engine.sampler import Sampled, SamplingState, sample
+from tinyserve.engine.sampler import Sampled, sample
+from tinyserve.engine.sampling_state import SamplingState
 from tinyserve.engine.structured_output import GrammarCompiler
 from tinyserve.engine.tokenizer import Tokenizer
 
@@ -30,7 +31,6 @@ def generate(
     for _ in range(limit):
         (one,) = sample(torch.randn(1, vocab_size, generator=generator) * 2, [state])
         assert isinstance(one, Sampled), one
-        state.add(one.token_id)
         if one.token_id in tokenizer.eos_token_ids:
             return tokenizer.decode(ids), True
         ids.append(one.token_id)
@@ -183,9 +183,9 @@ def test_no_bias_or_penalty_overrules_the_grammar(letters: GrammarCompiler) -> N
     bias = ((letter, -100.0), (other, 100.0))
     params = SamplingParams(grammar=grammar, logit_bias=bias, frequency_penalty=2.0, temperature=2.0, min_tokens=9)
     state = SamplingState(params, [], 0, {EOS}, letters.compile(grammar, params))
+    assert state.needs_result
     for _ in range(4):
         (one,) = sample(torch.zeros(1, VOCAB), [state])
         assert isinstance(one, Sampled)
         assert one.token_id == letter
-        state.add(letter)
     assert state.is_complete

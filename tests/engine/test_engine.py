@@ -14,6 +14,7 @@ from tinyserve.engine.bias import TokenBias
 from tinyserve.engine.draw import SamplingError
 from tinyserve.engine.engine import Engine
 from tinyserve.engine.generator import RequestError
+from tinyserve.engine.sampling_state import SamplingState
 from tinyserve.engine.scheduler import Step
 
 MakeEngine = Callable[..., Engine]
@@ -196,7 +197,7 @@ def test_logits_that_are_not_finite_end_that_request_alone(
     engine = make_engine()
     original = sampler.sample
 
-    def poisoned(logits: Tensor, states: Sequence[sampler.SamplingState]) -> list[sampler.Sampled | SamplingError]:
+    def poisoned(logits: Tensor, states: Sequence[SamplingState]) -> list[sampler.Sampled | SamplingError]:
         logits = logits.clone()
         logits[0, 17] = torch.nan
         return original(logits, states)

@@ -1,11 +1,25 @@
 """Log probabilities against log_softmax in fp64."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import Tensor
 
-from tinyserve.engine.logprobs import LOWEST, logprobs_of
+from tinyserve.engine.logprobs import LOWEST, Logprobs, look_up
+
+
+def logprobs_of(
+    logits: Tensor, rows: Sequence[int], token_ids: Sequence[int], numbers: Sequence[int]
+) -> list[Logprobs]:
+    """Of the token chosen in each of some rows; no other row has one."""
+    tokens = torch.full((len(logits),), -1, dtype=torch.int32)
+    tokens[list(rows)] = torch.tensor(token_ids, dtype=torch.int32)
+    found = look_up(logits, rows, tokens, numbers)
+    by_row = found.read(found.tensors)
+    assert list(by_row) == list(rows)
+    return list(by_row.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

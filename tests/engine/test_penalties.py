@@ -55,6 +55,26 @@ def test_every_row_of_a_batch_follows_the_formulas(requests: list[tuple[list[int
         torch.testing.assert_close(logits[row].double(), reference(before[row], *one), rtol=1e-6, atol=1e-6)
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(REQUEST, st.integers(0, 4)), min_size=1, max_size=4), st.integers(0, 1000))
+def test_tokens_that_only_the_device_knows_count_too(
+    requests: list[tuple[tuple[list[int], ...], int]], seed: int
+) -> None:
+    logits = torch.randn(len(requests), VOCAB, generator=torch.Generator().manual_seed(seed))
+    together, known, ahead = logits.clone(), [], torch.full((len(requests), 4), -1)
+    everything = []
+    for index, ((prompt, output, repetition, presence, frequency), number) in enumerate(requests):
+        params = SamplingParams(repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency)  # type: ignore[arg-type]
+        last = output[len(output) - number :] if number <= len(output) else []
+        ahead[index, 4 - len(last) :] = torch.tensor(last)
+        known.append(seen(params, prompt, output[: len(output) - len(last)]))
+        everything.append(seen(params, prompt, output))
+    rows = list(range(len(requests)))
+    penalise(logits, rows, known, ahead)
+    penalise(together, rows, everything)
+    assert torch.equal(logits, together)
+
+
 @pytest.mark.parametrize(
     ("params", "expected"),
     [

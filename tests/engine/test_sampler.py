@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tinyserve.config import SamplingParams
 from tinyserve.engine.draw import CANDIDATES, SamplingError
-from tinyserve.engine.sampler import Sampled, SamplingState, sample
+from tinyserve.engine.sampler import Sampled, launch, sample
+from tinyserve.engine.sampling_state import SamplingState
 
 PROBABILITIES = (0.4, 0.25, 0.2, 0.1, 0.05)
 
@@ -253,3 +254,81 @@ def test_16_bit_logits_are_sampled_in_fp32(dtype: torch.dtype) -> None:
     check_distribution(
         frequencies(row((0.5, 0.25, 0.25)).to(dtype), SamplingParams(top_p=0.99)), {0: 0.5, 1: 0.25, 2: 0.25}
     )
+
+
+# -- before the result is known ----------------------------------------------------------------------------------------
+
+AHEAD = [
+    SamplingParams(seed=1, temperature=1.5),
+    SamplingParams(temperature=0.0, logprobs=2),
+    SamplingParams(seed=2, repetition_penalty=3.0, temperature=0.7),
+    SamplingParams(seed=3, frequency_penalty=1.1, presence_penalty=-0.7),
+    SamplingParams(temperature=0.0, presence_penalty=2.0, repetition_penalty=1.9, logprobs=0),
+    SamplingParams(seed=4, min_tokens=6, logit_bias=((4, 2.5), (2, -3.0))),
+    SamplingParams(temperature=0.0, min_tokens=4, frequency_penalty=-2.0),
+]
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_what_is_launched_before_the_results_are_known_is_the_same(depth: int) -> None:
+    num_steps = 12
+    logits = torch.randn(num_steps, len(AHEAD), 6, generator=torch.Generator().manual_seed(0)) * 2
+
+    def states() -> list[SamplingState]:
+        return [state(params, (0, 3), ends=(1,)) for params in AHEAD]
+
+    waiting = states()
+    expected = [sample(logits[step], waiting) for step in range(num_steps)]
+    ahead, launched, found = states(), [], []
+    for step in range(num_steps):
+        launched.append(launch(logits[step], ahead))
+        if len(launched) == depth:
+            found.append(launched.pop(0).result())
+    found += [one.result() for one in launched]
+    assert found == expected
+    assert len({one.token_id for step in expected for one in step if isinstance(one, Sampled)}) > 3
+
+
+def test_a_request_that_joins_later_has_fewer_tokens_ahead() -> None:
+    params = SamplingParams(temperature=0.0, presence_penalty=2.0)
+    logits = torch.tensor([[3.0, 2.5, 2.0, 0.0]])
+    early, late = state(params), state(params)
+    first = launch(logits, [early])
+    second = launch(logits, [early])
+    third = launch(logits.repeat(2, 1), [late, early])
+    assert [one.tokens.tolist() for one in (first, second, third)] == [[0], [1], [0, 2]]
+    assert [one.result() for one in (first, second, third)] == [
+        [Sampled(0)],
+        [Sampled(1)],
+        [Sampled(0), Sampled(2)],
+    ]
+
+
+def test_tokens_are_there_before_the_result_and_minus_one_where_it_is_an_error() -> None:
+    logits = row().repeat(3, 1)
+    logits[1, 2] = math.nan
+    each = [state(SamplingParams(temperature=0.0, logprobs=1, presence_penalty=1.0)) for _ in range(3)]
+    launched, following = launch(logits, each), launch(row().repeat(3, 1), each)
+    assert (launched.tokens.dtype, launched.tokens.tolist()) == (torch.int32, [0, -1, 0])
+    results = launched.result()
+    assert isinstance(results[1], SamplingError)
+    assert [one.token_id for one in results if isinstance(one, Sampled)] == [0, 0]
+    # whoever asks nevertheless for what was launched after the error gets something, and the others what is theirs
+    assert next(one for one in following.result() if isinstance(one, Sampled)).token_id == 1
+
+
+def test_a_launch_that_nobody_asks_about_touches_no_other_request() -> None:
+    params = SamplingParams(seed=1, repetition_penalty=1.5)
+    logits = torch.randn(8, 1, 10, generator=torch.Generator().manual_seed(1))
+    alone = state(params)
+    expected = [sample(step, [alone]) for step in logits]
+    one, ended = state(params), state(SamplingParams(presence_penalty=1.0))
+    first = launch(logits[0].repeat(2, 1), [one, ended])
+    second = launch(logits[1].repeat(2, 1), [one, ended])
+    found = [first.result()[:1]]  # where `ended` ends, so that its token of the second launch is thrown away
+    found += [second.result()[:1], *(sample(step, [one]) for step in logits[2:])]
+    assert found == expected
+
+
+def test_only_a_grammar_needs_the_result() -> None:
+    assert not any(state(params).needs_result for params in AHEAD)

@@ -6,11 +6,11 @@ One scatter for the whole batch.
 from collections.abc import Collection, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tinyserve.config import SamplingParams
+from tinyserve.engine.transfer import upload
 
 
 class TokenBias:
@@ -37,7 +37,7 @@ def add_bias(
     """Changes fp32 logits [R, V] in place, in the given rows, each by its own `TokenBias.at`."""
     row_of_each = np.repeat(np.asarray(rows, dtype=np.int64), [len(ids) for ids, _ in biases])
     place = (
-        torch.from_numpy(row_of_each).to(logits.device),
-        torch.from_numpy(np.concatenate([ids for ids, _ in biases])).to(logits.device),
+        upload(row_of_each, logits.device),
+        upload(np.concatenate([ids for ids, _ in biases]), logits.device),
     )
-    logits[place] += torch.from_numpy(np.concatenate([values for _, values in biases])).to(logits.device)
+    logits[place] += upload(np.concatenate([values for _, values in biases]), logits.device)

@@ -4,12 +4,14 @@ Rows are drawn together, each with a number from its own request. It knows no re
 grammar allows and what is forbidden has already been written into the logits.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tinyserve.config import SamplingParams
+from tinyserve.engine.transfer import upload
 
 # Truncated sampling looks at the most likely tokens only, at more of them where they hold too little of the mass.
 CANDIDATES = (256, 8192)
@@ -20,36 +22,35 @@ class SamplingError(ValueError):
     """One request's next token cannot be chosen."""
 
 
-def choose(
-    logits: Tensor, params: Sequence[SamplingParams], draws: Sequence[Callable[[], float]]
-) -> list[int | SamplingError]:
+def choose(logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[float]) -> Tensor:
     """One token per row.
 
     Args:
         logits: [R, V], any float type.
         params: R of them.
-        draws: for each row, what gives its next number in [0, 1); called only where one is needed.
+        numbers: R of them in [0, 1); greedy rows need none.
 
     Returns:
-        Token ids; an error for a row whose largest logit is NaN or infinite.
+        int32 [R] token ids; -1 in a row whose largest logit is NaN or infinite.
     """
     best, greedy_ids = logits.max(dim=-1)  # NaN, where there is one, counts as the largest
     finite: list[bool] = torch.isfinite(best).tolist()
     tokens: list[int] = greedy_ids.tolist()
     drawing = [row for row, each in enumerate(params) if finite[row] and not each.greedy]
     if drawing:
-        numbers = [draws[row]() for row in drawing]
-        for row, token in zip(
-            drawing, _draw(take(logits, drawing).float(), [params[row] for row in drawing], numbers), strict=True
-        ):
+        drawn = _draw(
+            take(logits, drawing).float(), [params[row] for row in drawing], [numbers[row] for row in drawing]
+        )
+        for row, token in zip(drawing, drawn, strict=True):
             tokens[row] = token
-    wrong = SamplingError("the model's output is not finite")
-    return [token if ok else wrong for token, ok in zip(tokens, finite, strict=True)]
+    return torch.tensor([token if ok else -1 for token, ok in zip(tokens, finite, strict=True)], dtype=torch.int32)
 
 
 def take(values: Tensor, rows: Sequence[int]) -> Tensor:
-    """Those rows, without a copy when they are all; indexing copies a vocabulary for each."""
-    return values if len(rows) == values.shape[0] else values[list(rows)]  # a tuple would be coordinates
+    """Those rows, without a copy when they are all, which come in their order; waits for nothing."""
+    if len(rows) == values.shape[0]:
+        return values
+    return values.index_select(0, upload(np.asarray(rows, dtype=np.int64), values.device))
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:

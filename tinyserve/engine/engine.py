@@ -240,7 +240,6 @@ class Engine:
             self._cached_tokens += request.num_cached
             if request.timing is not None:
                 request.timing.end_prefill()
-        prepared.sampling.add(token_id)
         reason: FinishReason | None = None
         text, stopped = "", False
         if token_id in prepared.end_ids:

@@ -15,6 +15,7 @@ from llguidance import LLExecutor
 from torch import Tensor
 
 from tinyserve.engine.constraint import Constraint, Mask
+from tinyserve.engine.transfer import upload
 
 
 class MaskThread:
@@ -55,13 +56,13 @@ def forbid(logits: Tensor, rows: Sequence[int], masks: Sequence[Mask]) -> None:
 
     Each byte of a mask looks up eight numbers to add, which is several times as fast as to test each bit.
     """
-    octets = torch.from_numpy(np.stack(masks).view(np.uint8)).to(logits.device)  # [rows, V / 8]
+    octets = upload(np.stack(masks).view(np.uint8), logits.device)  # [rows, V / 8]
     added = torch.nn.functional.embedding(octets.int(), _added_by_octet(logits.device)).view(len(rows), -1)
-    logits.index_add_(0, torch.tensor(rows, device=logits.device), added[:, : logits.shape[1]])
+    logits.index_add_(0, upload(np.asarray(rows, dtype=np.int64), logits.device), added[:, : logits.shape[1]])
 
 
 @functools.cache
 def _added_by_octet(device: torch.device) -> Tensor:
     """[256, 8]: 0 where the bit is set, else minus infinity."""
-    bits = (torch.arange(256).unsqueeze(1) >> torch.arange(8)) & 1
-    return torch.where(bits.bool(), 0.0, -torch.inf).to(device)
+    bits = (np.arange(256)[:, None] >> np.arange(8)) & 1
+    return upload(np.where(bits, 0.0, -np.inf).astype(np.float32), device)

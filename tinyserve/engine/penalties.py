@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tinyserve.config import SamplingParams
+from tinyserve.engine.transfer import upload
 
 
 class SeenTokens:
@@ -52,23 +53,54 @@ def has_penalties(params: SamplingParams) -> bool:
     return bool(params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0)
 
 
-def penalise(logits: Tensor, rows: Sequence[int], seen: Sequence[SeenTokens]) -> None:
-    """Changes fp32 logits [R, V] in place, in the given rows, each by what its own request has seen."""
+def penalise(logits: Tensor, rows: Sequence[int], seen: Sequence[SeenTokens], ahead: Tensor | None = None) -> None:
+    """Changes fp32 logits [R, V] in place, in the given rows, each by what its own request has seen.
+
+    Args:
+        ahead: int64 [len(rows), A] on the logits' device: tokens of the output that `seen` does not hold yet, because
+            the host does not know them; -1 in front where there are fewer than A.
+    """
     sizes = [len(one) for one in seen]
-    if not any(sizes):
+    if not any(sizes) and ahead is None:
         return
-    counts = np.concatenate([one.counts for one in seen]).astype(np.float32)
+    device = logits.device
+    formula = _Formula([one.params for one in seen])
+    place = np.repeat(np.arange(len(rows)), sizes)
+    row_of_each = np.asarray(rows, dtype=np.int64)
+    at = upload(row_of_each[place], device), upload(np.concatenate([one.ids for one in seen]), device)
+    counts = upload(np.concatenate([one.counts for one in seen]).astype(np.float32), device)
+    if ahead is None:
+        logits[at] = formula.penalised(logits[at], counts, place)
+        return
+    counts += (ahead[upload(place, device)] == at[1].unsqueeze(1)).sum(dim=1)
+    known = formula.penalised(logits[at], counts, place)
+    _penalise_ahead(logits, upload(row_of_each, device), formula, ahead)
+    logits[at] = known  # last: what is ahead and has been seen before counts with both
 
-    def spread(values: Sequence[float]) -> NDArray[np.float32]:
-        return np.repeat(np.asarray(values, dtype=np.float32), sizes)
 
-    offsets = counts * spread([one.params.frequency_penalty for one in seen])
-    offsets += (counts > 0) * spread([one.params.presence_penalty for one in seen])
-    place = (
-        torch.from_numpy(np.repeat(np.asarray(rows, dtype=np.int64), sizes)).to(logits.device),
-        torch.from_numpy(np.concatenate([one.ids for one in seen])).to(logits.device),
-    )
-    factors = torch.from_numpy(spread([one.params.repetition_penalty for one in seen])).to(logits.device)
-    values = logits[place]
-    values = torch.where(values > 0, values / factors, values * factors)
-    logits[place] = values - torch.from_numpy(offsets).to(logits.device)
+def _penalise_ahead(logits: Tensor, rows: Tensor, formula: "_Formula", ahead: Tensor) -> None:
+    """Changes the logits of the tokens ahead as if the output held nothing else."""
+    at = rows.unsqueeze(1), ahead.clamp(min=0)
+    before = logits[at]
+    for column in range(ahead.shape[1]):
+        counts = (ahead == ahead[:, column : column + 1]).sum(dim=1).float()
+        after = formula.penalised(before[:, column], counts, np.arange(len(rows)))
+        # one column at a time, so that no token stands twice in a row of what is stored
+        logits[rows, at[1][:, column]] = after.where(ahead[:, column] >= 0, before[:, column])
+
+
+class _Formula:
+    """What the parameters of some requests say."""
+
+    def __init__(self, params: Sequence[SamplingParams]) -> None:
+        self._factors = np.asarray([one.repetition_penalty for one in params], dtype=np.float32)
+        self._frequency = np.asarray([one.frequency_penalty for one in params], dtype=np.float32)
+        self._presence = np.asarray([one.presence_penalty for one in params], dtype=np.float32)
+
+    def penalised(self, values: Tensor, counts: Tensor, place: NDArray[np.int64]) -> Tensor:
+        """Logits [N] of tokens that stand `counts` [N] times in the output of request `place` [N] -> [N]."""
+        factors, frequency, presence = (
+            upload(each[place], values.device) for each in (self._factors, self._frequency, self._presence)
+        )
+        values = torch.where(values > 0, values / factors, values * factors)
+        return values - (counts * frequency + (counts > 0) * presence)

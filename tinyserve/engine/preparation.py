@@ -18,7 +18,7 @@ from tinyserve.engine.image_file import ImageFile
 from tinyserve.engine.image_prompt import MARK, ImagePrompt, tokenize
 from tinyserve.engine.ngram import NgramIndex
 from tinyserve.engine.request import Request, Span, Timing
-from tinyserve.engine.sampler import SamplingState
+from tinyserve.engine.sampling_state import SamplingState
 from tinyserve.engine.structured_output import GrammarCompiler, GrammarError
 from tinyserve.engine.tokenizer import Tokenizer
 from tinyserve.models.image_spec import ImageSpec

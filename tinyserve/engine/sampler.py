@@ -3,23 +3,31 @@
 First the logits of the rows that ask for it are changed: penalties.py, bias.py and masks.py, in this order, so that a
 grammar has the last word. Then tokens are drawn (draw.py), and log probabilities looked up (logprobs.py). Rows that
 need nothing pay nothing. Every request draws from its own random generator, one number per token, so its tokens do not
-depend on what runs beside it. It knows no text and no stopping.
+depend on what runs beside it.
+
+On a GPU `launch` waits for nothing: its tokens can feed the next step, and be followed by another launch, before anyone
+has read them. What a request remembers of a token that is not known yet is on the device (`SamplingState.ahead`). It
+knows no text and no stopping.
 """
 
-import random
-from collections.abc import Collection, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tinyserve.config import SamplingParams
-from tinyserve.engine.bias import TokenBias, add_bias
-from tinyserve.engine.constraint import Constraint, Mask
+from tinyserve.engine.bias import add_bias
+from tinyserve.engine.constraint import Mask
 from tinyserve.engine.draw import SamplingError, choose, take
-from tinyserve.engine.logprobs import Logprobs, logprobs_of
+from tinyserve.engine.logprobs import Likelihoods, Logprobs, look_up
 from tinyserve.engine.masks import forbid
-from tinyserve.engine.penalties import SeenTokens, has_penalties, penalise
+from tinyserve.engine.penalties import penalise
+from tinyserve.engine.sampling_state import SamplingState
+from tinyserve.engine.transfer import Download, upload
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,98 +36,116 @@ class Sampled:
     logprobs: Logprobs | None = None  # where the request asks for them
 
 
-class SamplingState:
-    """What one request remembers between tokens.
+class Launched:
+    """One token per row, which the device has been told to choose.
 
-    Args:
-        params: the request's.
-        prompt_ids: for the repetition penalty, which counts the prompt.
-        seed: used where the parameters have none.
-        end_ids: tokens that end the text, which `min_tokens` keeps away.
-        constraint: the request's grammar; it knows about ends and `min_tokens` itself.
+    Its requests may be launched again at once, but for those that need the result. The results of launches are asked
+    for in their order; one that nobody asks for any more, because its requests have ended, is dropped.
+
+    Attributes:
+        tokens: int32 [R] on the logits' device, to be used without waiting; -1 where there will be an error.
     """
 
     def __init__(
         self,
-        params: SamplingParams,
-        prompt_ids: Sequence[int],
-        seed: int,
-        end_ids: Collection[int] = (),
-        constraint: Constraint | None = None,
+        tokens: Tensor,
+        states: Sequence[SamplingState],
+        errors: Mapping[int, SamplingError],
+        likelihoods: Likelihoods | None,
     ) -> None:
-        self.params = params
-        self.num_output_tokens = 0
-        self.seen = SeenTokens(params, prompt_ids) if has_penalties(params) else None
-        held_ids = end_ids if params.min_tokens and constraint is None else ()
-        self.bias = TokenBias(params, held_ids) if params.logit_bias or held_ids else None
-        self.constraint = constraint
-        self._random = random.Random(seed if params.seed is None else params.seed)
+        self.tokens = tokens
+        self._states = states
+        self._errors = errors
+        self._likelihoods = likelihoods
+        self._download = Download(tokens, *(likelihoods.tensors if likelihoods is not None else ()))
+        for row, state in enumerate(states):
+            state.ahead.append((tokens, row))
 
-    @property
-    def changes_logits(self) -> bool:
-        return self.seen is not None or self.bias is not None or self.constraint is not None
+    def result(self) -> list[Sampled | SamplingError]:
+        """Waits for the tokens and adds them to their states. To be called once.
 
-    @property
-    def is_complete(self) -> bool:
-        """The grammar allows nothing more."""
-        return self.constraint is not None and self.constraint.is_complete
+        Returns:
+            For each row its token, or why there is none: its logits hold NaN or infinity, or its grammar became too
+            complex or cannot go on behind it. An error does not touch the other rows.
+        """
+        tokens, *looked_up = self._download.wait()
+        logprobs = self._likelihoods.read(looked_up) if self._likelihoods is not None else {}
+        return [self._take(row, token_id, logprobs.get(row)) for row, token_id in enumerate(tokens.tolist())]
 
-    def draw(self) -> float:
-        """The next number in [0, 1)."""
-        return self._random.random()
-
-    def add(self, token_id: int) -> None:
-        """Remembers a token of the output. Raises SamplingError when the grammar cannot go on."""
-        self.num_output_tokens += 1
-        if self.constraint is not None:
-            self.constraint.accept(token_id)
-        if self.seen is not None:
-            self.seen.add(token_id)
+    def _take(self, row: int, token_id: int, logprobs: Logprobs | None) -> Sampled | SamplingError:
+        state = self._states[row]
+        del state.ahead[0]
+        if row in self._errors:
+            return self._errors[row]
+        if token_id < 0:
+            return SamplingError("the model's output is not finite")
+        try:
+            state.add(token_id)
+        except SamplingError as error:
+            return error
+        except Exception as error:
+            _log.exception("a request's token was not taken")
+            return SamplingError(f"{type(error).__name__}: {error}")
+        return Sampled(token_id, logprobs)
 
 
 def sample(logits: Tensor, states: Sequence[SamplingState]) -> list[Sampled | SamplingError]:
-    """One token per row.
+    """What `launch` launches, waited for."""
+    return launch(logits, states).result()
+
+
+def launch(logits: Tensor, states: Sequence[SamplingState]) -> Launched:
+    """Has one token chosen per row.
 
     Args:
         logits: [R, V]; not changed.
-        states: R of them.
-
-    Returns:
-        For each row its token, or why there is none: it holds NaN or infinity, or its grammar became too complex. An
-        error does not touch the other rows.
+        states: R of them; where one needs the result of a launch, that is known.
     """
-    results: dict[int, int | SamplingError] = {}
+    errors: dict[int, SamplingError] = {}
     masks: dict[int, Mask] = {}
     for row, state in enumerate(states):
         if state.constraint is not None:
+            assert not state.ahead, "a grammar needs the token before"
             try:
                 masks[row] = state.constraint.mask()
             except SamplingError as error:
-                results[row] = error
-    changed = [row for row, state in enumerate(states) if state.changes_logits and row not in results]
+                errors[row] = error
+    changed = [row for row, state in enumerate(states) if state.changes_logits and row not in errors]
     plain = [row for row, state in enumerate(states) if not state.changes_logits]
     # Both before the first draw: a request whose change fails must not cost the others a number.
     parts = [(changed, _changed(logits, changed, states, masks))] if changed else []
     parts += [(plain, take(logits, plain))] if plain else []
-    for rows, part in parts:
-        chosen = choose(part, [states[row].params for row in rows], [states[row].draw for row in rows])
-        results.update(zip(rows, chosen, strict=True))
-    logprobs = _logprobs(logits, states, results)
-    ordered = [results[row] for row in range(len(states))]
-    return [
-        result if isinstance(result, SamplingError) else Sampled(result, logprobs.get(row))
-        for row, result in enumerate(ordered)
+    drawn = [
+        (rows, choose(part, [states[row].params for row in rows], [states[row].draw() for row in rows]))
+        for rows, part in parts
     ]
+    tokens = _joined(drawn, len(states), logits.device)
+    return Launched(tokens, states, errors, _likelihoods(logits, states, tokens, errors))
+
+
+def _joined(parts: Sequence[tuple[Sequence[int], Tensor]], num_rows: int, device: torch.device) -> Tensor:
+    """Tokens of some rows each -> [R], -1 in the others."""
+    if len(parts) == 1 and len(parts[0][0]) == num_rows:
+        return parts[0][1]
+    tokens = torch.full((num_rows,), -1, dtype=torch.int32, device=device)
+    for rows, part in parts:
+        tokens.index_copy_(0, upload(np.asarray(rows, dtype=np.int64), device), part)
+    return tokens
 
 
 def _changed(logits: Tensor, rows: Sequence[int], states: Sequence[SamplingState], masks: Mapping[int, Mask]) -> Tensor:
     """A copy of those rows of [R, V] in fp32, with what their requests have asked for done to it."""
     logits = take(logits, rows).to(torch.float32, copy=len(rows) == logits.shape[0])  # otherwise take has copied
     each = [states[row] for row in rows]
-    seen = [(place, state.seen) for place, state in enumerate(each) if state.seen is not None]
+    seen = [(place, state, state.seen) for place, state in enumerate(each) if state.seen is not None]
     if seen:
-        penalise(logits, [place for place, _ in seen], [one for _, one in seen])
-    biases = [(place, state.bias.at(state.num_output_tokens)) for place, state in enumerate(each) if state.bias]
+        ahead = _ahead([state for _, state, _ in seen], logits.device)
+        penalise(logits, [place for place, _, _ in seen], [one for _, _, one in seen], ahead)
+    biases = [
+        (place, state.bias.at(state.num_output_tokens + len(state.ahead)))
+        for place, state in enumerate(each)
+        if state.bias is not None
+    ]
     if biases:
         add_bias(logits, [place for place, _ in biases], [bias for _, bias in biases])
     allowed = [(place, masks[row]) for place, row in enumerate(rows) if row in masks]
@@ -128,16 +154,32 @@ def _changed(logits: Tensor, rows: Sequence[int], states: Sequence[SamplingState
     return logits
 
 
-def _logprobs(
-    logits: Tensor, states: Sequence[SamplingState], results: Mapping[int, int | SamplingError]
-) -> dict[int, Logprobs]:
-    """Row -> log probabilities, of those rows that ask for them and have a token."""
+def _ahead(states: Sequence[SamplingState], device: torch.device) -> Tensor | None:
+    """The tokens that each state does not know yet, int64 [states, A], -1 in front where one has fewer than A."""
+    width = max(len(state.ahead) for state in states)
+    if width == 0:
+        return None
+    launched = {id(tokens): tokens for state in states for tokens, _ in state.ahead}
+    starts, end = {}, 1  # behind a -1
+    for key, tokens in launched.items():
+        starts[key], end = end, end + len(tokens)
+    places = np.zeros((len(states), width), dtype=np.int64)
+    for index, state in enumerate(states):
+        for column, (tokens, row) in enumerate(state.ahead, width - len(state.ahead)):
+            places[index, column] = starts[id(tokens)] + row
+    none = torch.full((1,), -1, dtype=torch.int32, device=device)
+    return torch.cat([none, *launched.values()]).long()[upload(places, device)]
+
+
+def _likelihoods(
+    logits: Tensor, states: Sequence[SamplingState], tokens: Tensor, errors: Mapping[int, SamplingError]
+) -> Likelihoods | None:
+    """Of those rows that ask for log probabilities and will have a token, as far as is known."""
     asked = [
-        (row, result, number)
-        for row, result in results.items()
-        if not isinstance(result, SamplingError) and (number := states[row].params.logprobs) is not None
+        (row, number)
+        for row, state in enumerate(states)
+        if row not in errors and (number := state.params.logprobs) is not None
     ]
     if not asked:
-        return {}
-    rows, chosen, numbers = zip(*asked, strict=True)
-    return dict(zip(rows, logprobs_of(logits, rows, chosen, numbers), strict=True))
+        return None
+    return look_up(logits, [row for row, _ in asked], tokens, [number for _, number in asked])
