@@ -75,6 +75,8 @@ def test_what_counts_as_greedy(settings: dict[str, Any]) -> None:
         ({"max_num_requests": 0}, "max_num_requests"),
         ({"max_batch_tokens": 8}, "max_batch_tokens"),
         ({"max_context": 0}, "max_context"),
+        ({"max_slowdown": 1.0}, "max_slowdown must be above 1, got 1.0"),
+        ({"min_step_ms": -1.0}, "min_step_ms must be between 0.0 and 60000.0, got -1.0"),
         ({"kv_cache_bytes": 1000}, "kv_cache_bytes"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

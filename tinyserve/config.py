@@ -125,6 +125,9 @@ class EngineConfig:
     load_in: LoadIn | None = None  # 16-bit linear layers are quantized by bitsandbytes at load
     dtype: DtypeName = "auto"  # of activations; auto: the checkpoint's
     device: str = "auto"  # auto: cuda where there is one, else cpu
+    packed_cache: Path | bool = (
+        False  # where a CPU's packed weights stay for the next start; True: beside the checkpoint
+    )
     cpu_compute: CpuCompute = "int8"  # with 4-bit weights: activations and output layer in 8 bits, or as they are
     block_size: int = 32  # tokens in one block of the KV cache
     kv_cache_dtype: KvCacheDtype = (

@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from benchmarks.servers import Server, free_port, start, wait_until
-from tinyserve.serve import launch
+from tinyserve.serve import launch, model_worker
 from tinyserve.serve.client import ServerError, model_names, post
 
 
@@ -100,6 +100,25 @@ def test_a_worker_that_cannot_load_ends_the_command_with_its_message(tmp_path: P
     assert "tinyserve worker: error: block_size must be" in output
     assert "the worker could not be started" in output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [
+        ([], []),
+        (["--packed-cache"], ["--packed-cache"]),
+        (["--packed-cache", "/some/where"], ["--packed-cache", "/some/where"]),
+    ],
+    ids=["off", "beside the model", "a folder"],
+)
+def test_the_worker_gets_where_packed_weights_are_kept(given: list[str], passed: list[str]) -> None:
+    args = launch.parser().parse_args(["model", *given])
+    line = launch.worker_arguments(args, "http://localhost:1")
+    position = line.index("--packed-cache") if "--packed-cache" in line else len(line)
+    assert line[position : position + len(passed)] == passed
+    # none of what the next flag is may be taken for the folder
+    worker = model_worker.parser().parse_args(line[1:])
+    assert worker.packed_cache == args.packed_cache == {0: False, 1: True, 2: Path("/some/where")}[len(passed)]
 
 
 def test_a_second_signal_does_not_wait_for_open_streams(tmp_path: Path) -> None:

@@ -34,11 +34,15 @@ class HugePages:
         self._used = 0
 
     def place(self, tensor: Tensor) -> Tensor:
-        """A copy of a tensor on the CPU, contiguous; the memory lives as long as any copy in it."""
-        size = tensor.numel() * tensor.element_size()
+        """A copy of a tensor on the CPU, contiguous."""
+        return self.empty(tuple(tensor.shape), tensor.dtype).copy_(tensor)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Room for a tensor; the memory lives as long as any tensor in it."""
+        size = math.prod(shape) * dtype.itemsize
         if self._used + size > len(self._chunk):
             self._chunk = huge_bytes(max(CHUNK_BYTES, math.ceil(size / PAGE_BYTES) * PAGE_BYTES))
             self._used = 0
         part = self._chunk[self._used : self._used + size]
         self._used += -(-size // ALIGNMENT) * ALIGNMENT
-        return part.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        return part.view(dtype).view(shape)

@@ -17,6 +17,7 @@ from tinyserve.models.language_model import LanguageModel
 from tinyserve.models.llava import LlavaConfig, LlavaImages
 from tinyserve.models.names import canonical_names, with_images_of
 from tinyserve.models.opening import config_folder, open_model, stored_in_bitsandbytes
+from tinyserve.models.packed_cache import PackedCache
 from tinyserve.models.weights import WeightReader
 
 _log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ def load_model(
     cpu_compute: CpuCompute = "exact",
     model_base: Path | None = None,
     load_in: LoadIn | None = None,
+    packed_cache: Path | bool = False,
 ) -> LanguageModel:
     """Loads a checkpoint into the definition of its architecture.
 
@@ -47,6 +49,8 @@ def load_model(
             ones, and holds the output layer in 8 bits.
         model_base: the 16-bit model that the adapter or projector in model_path belongs to.
         load_in: quantize the linear layers of a 16-bit model by bitsandbytes.
+        packed_cache: a folder where packed weights are kept for the next start, of 4-bit weights on a CPU; True: beside
+            the checkpoint.
 
     Raises:
         FileNotFoundError: model_path or quant_path does not exist.
@@ -69,8 +73,15 @@ def load_model(
     if quant_path is not None:
         named = with_images_of(model_path, named)
     activations = stored_dtype(checkpoint.config) if dtype == "auto" else _DTYPES[dtype]
-    weights = WeightReader(named, activations, torch.device(device), rounded, load_in)
+    packed = None
+    if packed_cache is not False:
+        _check_can_keep_packed(precision, torch.device(device))
+        folder = None if packed_cache is True else packed_cache
+        packed = PackedCache.of_model(folder, model_path, quant_path, activations, rounded)
+    weights = WeightReader(named, activations, torch.device(device), rounded, load_in, packed=packed)
     model = model_class(config, weights, num_positions=max_context or config.context_length)
+    if packed is not None:
+        packed.save()
     _log.info(
         "loaded %s: %s, %s activations, %.1f MB of weights per token, in %.1f s",
         model_path,
@@ -111,6 +122,14 @@ def _check_precision(
     if precision == "W16A16" and is_quantized:
         raise ValueError(
             f"precision W16A16 needs 16-bit weights, but {quantized} holds 4-bit ones: use --precision W4A16"
+        )
+
+
+def _check_can_keep_packed(precision: Precision, device: torch.device) -> None:
+    if precision != "W4A16" or device.type != "cpu":
+        raise ValueError(
+            f"--packed-cache keeps packed 4-bit weights of a CPU, got {precision} on {device.type}: "
+            + ("16-bit weights are not packed" if precision != "W4A16" else "there they are packed at every start")
         )
 
 

@@ -20,6 +20,9 @@ from tinyserve.layers.embedding import Embedding, W8Embedding
 from tinyserve.layers.huge_pages import HugePages
 from tinyserve.layers.linear import Linear, LinearLayer, W4A8Linear, W4A16Linear, W8A8Linear
 from tinyserve.models import bitsandbytes_stored
+from tinyserve.models.packed_cache import PackedCache
+from tinyserve.models.packed_file import Weight
+from tinyserve.ops import PackedWeight, PackedWeight8
 
 Placeable = TypeVar("Placeable", Linear, W4A8Linear, W4A16Linear, W8A8Linear)
 
@@ -36,6 +39,7 @@ class WeightReader:
         rounded: products with 4-bit weights and of the output layer are of int8 activations, the latter's weight too.
         load_in: how bitsandbytes quantizes linear layers of 16 bits, the output layer excepted; None: not at all.
         pages: where weights of the CPU lie, in the order in which they are read here; None: pages of its own.
+        packed: packed weights of an earlier start; None: all are packed here.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class WeightReader:
         rounded: bool = False,
         load_in: LoadIn | None = None,
         pages: HugePages | None = None,
+        packed: PackedCache | None = None,
     ) -> None:
         self.dtype = dtype
         self.device = device
@@ -53,10 +58,13 @@ class WeightReader:
         self._rounded = rounded
         self._load_in = load_in
         self._pages = pages or HugePages()
+        self._packed = packed
 
     def as_stored(self) -> "WeightReader":
         """The same without quantizing anything: for parts that stay in 16 bits."""
-        return WeightReader(self._checkpoint, self.dtype, self.device, self._rounded, pages=self._pages)
+        return WeightReader(
+            self._checkpoint, self.dtype, self.device, self._rounded, pages=self._pages, packed=self._packed
+        )
 
     def progress(self, num_layers: int) -> Iterator[int]:
         """The layers' indices, with a bar on a terminal."""
@@ -106,17 +114,32 @@ class WeightReader:
 
     def embedding(self, shape: tuple[int, int], is_output: bool) -> Embedding | W8Embedding:
         """The embedding [V, C]; `is_output`: the output layer is the same matrix, and is held as that would be."""
-        weight = self.tensor("model.embed_tokens.weight", shape)
+        name = "model.embed_tokens"
         if is_output and self._rounded:
-            return W8Embedding(self._placed(W8A8Linear.from_weight(weight)), self.dtype)
-        return Embedding(weight)
+            stored = self._stored(name, PackedWeight8, *shape)
+            output = W8A8Linear(stored) if stored else self._in_8_bits(name, self.tensor(f"{name}.weight", shape))
+            return W8Embedding(output, self.dtype)
+        return Embedding(self.tensor(f"{name}.weight", shape))
 
     def lm_head(self, shape: tuple[int, int]) -> LinearLayer:
         """The output layer [V, C] of a model where it is not the embedding."""
-        layer = self._linear({"lm_head": shape[0]}, shape[1], load_in=None)
+        rows = {"lm_head": shape[0]}
+        if self._rounded and (stored := self._stored("lm_head", PackedWeight8, *shape)):
+            return W8A8Linear(stored, self._bias(rows))
+        layer = self._linear(rows, shape[1], load_in=None)
         if self._rounded and isinstance(layer, Linear):
-            return self._placed(W8A8Linear.from_weight(layer.weight, layer.bias))
+            return self._in_8_bits("lm_head", layer.weight, layer.bias)
         return layer
+
+    def _in_8_bits(self, name: str, weight: Tensor, bias: Tensor | None = None) -> W8A8Linear:
+        layer = self._placed(W8A8Linear.from_weight(weight, bias))
+        if self._packed is not None:
+            self._packed.add(name, layer.weight)
+        return layer
+
+    def _stored(self, name: str, kind: type[Weight], n: int, k: int) -> Weight | None:
+        """What an earlier start has packed."""
+        return None if self._packed is None else self._packed.get(name, kind, n, k, self._pages.empty)
 
     def _placed(self, layer: Placeable) -> Placeable:
         return layer.placed(self._pages.place) if self.device.type == "cpu" else layer
@@ -126,14 +149,18 @@ class WeightReader:
             layers = [self._bitsandbytes(name, n, in_features, load_in) for name, n in rows.items()]
             return layers[0] if len(layers) == 1 else SideBySide(layers)
         bias = self._bias(rows)
+        kind = W4A8Linear if self._rounded else W4A16Linear
+        together = " ".join(rows)
+        if stored := self._stored(together, PackedWeight, sum(rows.values()), in_features):
+            return kind(stored, bias)
         quantized = {
             name: self._quantized(name, n, in_features) for name, n in rows.items() if self._is_quantized(name)
         }
         if len(quantized) == len(rows) and len({parts.config for parts in quantized.values()}) == 1:
-            fused = _concatenate(list(quantized.values()))
-            if self._rounded:
-                return self._placed(W4A8Linear.from_quantized(fused, bias, self.dtype))
-            return self._placed(W4A16Linear.from_quantized(fused, bias, self.dtype))
+            layer = self._placed(kind.from_quantized(_concatenate(list(quantized.values())), bias, self.dtype))
+            if self._packed is not None:
+                self._packed.add(together, layer.weight)
+            return layer
         if quantized:
             _log.warning("%s are quantized differently: this layer runs in %s", " and ".join(rows), self.dtype)
         weights = [

@@ -78,6 +78,15 @@ def add_model_flags(flags: argparse.ArgumentParser, model_path: bool = True) -> 
         default=EngineConfig.cpu_compute,
         help="4-bit weights on a CPU by activations rounded to int8 (default), or exact: slower",
     )
+    group.add_argument(
+        "--packed-cache",
+        type=Path,
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="DIR",
+        help="on a CPU: keep packed 4-bit weights for the next start, in DIR or beside the checkpoint",
+    )
     group.add_argument("--max-context", type=int, metavar="TOKENS", help="default: the model's")
     group.add_argument(
         "--kv-cache-dtype",
@@ -146,6 +155,7 @@ def run(args: argparse.Namespace) -> None:
             load_in=load_in(args.load_8bit, args.load_4bit),
             dtype=args.dtype,
             device=args.device,
+            packed_cache=args.packed_cache,
             cpu_compute=args.cpu_compute,
             max_context=args.max_context,
             kv_cache_dtype=args.kv_cache_dtype,
