@@ -273,7 +273,8 @@ def paged_attention(
         k_cache, v_cache: [blocks, Hkv, S, D], int8 (on a GPU also float8_e4m3fn) where there are scales.
         block_tables: int32 [B, max_blocks], the blocks of each request in the order of their positions.
         query_starts: int32 [B + 1], request b's queries are rows query_starts[b] .. query_starts[b + 1] - 1.
-        context_lens: int32 [B], keys of each request, its queries' own included.
+        context_lens: int32 [B], keys of each request, its queries' own included; on a GPU 0 for padding, whose rows
+            of the result are not written.
         scale: factor on the scores, commonly D ** -0.5.
         k_scales, v_scales: fp32 [blocks, Hkv, S], what the elements of a head are multiplied with.
         window: keys that a query sees, its own included; 0: all.

@@ -26,7 +26,9 @@ constexpr int kMaxCtas = 1024;
 constexpr int kMaxStreams = 128;
 
 // Arrivals at the split tiles of one launch, at the place of the tile's first CTA. Zero when no kernel runs: the last
-// arriver leaves it so. Launches of one stream follow each other and share a row; those of two streams do not.
+// arriver leaves it so. Launches of one stream follow each other and share a row; those of two streams do not. A graph
+// keeps the row of the stream that it was captured on, wherever it is replayed: of graphs captured on one stream only
+// one may run at a time (tinyserve/engine/cuda_graph.py).
 static __device__ int arrivals[kMaxStreams][kMaxCtas];
 
 // The row of `arrivals` for launches on this stream.

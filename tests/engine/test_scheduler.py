@@ -207,7 +207,7 @@ def test_the_pace_limits_prompts_beside_decodes_and_alone_they_take_the_whole_st
 
 def test_after_a_step_that_did_not_fit_the_next_has_half_of_it_and_no_token_is_lost() -> None:
     scheduler = make_scheduler(num_blocks=64, max_batch_tokens=8, max_num_requests=8)
-    requests = [make_request(request_id, 1) for request_id in range(8)]
+    requests = [make_request(request_id, 1, max_new_tokens=20) for request_id in range(8)]
     for request in requests:
         scheduler.add(request)
     execute(scheduler, scheduler.next_step())

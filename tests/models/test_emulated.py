@@ -4,6 +4,7 @@ What has no CUDA kernel is the CPU's.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ from llama_model import load_llama
 from torch import Tensor
 
 from tinyserve import ops
-from tinyserve.config import DtypeName
+from tinyserve.config import DtypeName, KvCacheDtype, SamplingParams
+from tinyserve.engine import kv_cache
+from tinyserve.engine.model_runner import ModelRunner
+from tinyserve.engine.request import Request
+from tinyserve.engine.scheduler import Chunked, Step
 from tinyserve.models.llama import LlamaModel
 
 PROMPT_LENGTHS = (5, 70, 19)
@@ -66,3 +71,56 @@ def test_a_model_chooses_the_tokens_of_the_cpu(
     is_clear = best[:, 0] - best[:, 1] > NEAR[dtype] * expected.std()
     assert is_clear.double().mean() > 0.7
     assert torch.equal(logits.argmax(-1)[is_clear], expected.argmax(-1)[is_clear])
+
+
+class Padded:
+    """Recordings that record nothing: a step is padded to `to` requests, and computed."""
+
+    def __init__(self, to: int) -> None:
+        self._to = to
+
+    def size(self, num_requests: int) -> int | None:
+        return self._to
+
+    def run(self, size: int, work: Callable[[], Tensor]) -> Tensor:
+        return work()
+
+    def prepare(self, work_of: Callable[[int], Callable[[], Tensor]]) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
+def test_padding_changes_nobodys_bits(
+    kv_cache_dtype: KvCacheDtype, tmp_path: Path, emulate: Callable[[], None]
+) -> None:
+    """A decode step as a CUDA graph has it: rows up to the graph's size that nobody asked for."""
+    folder = tiny_llama.save(tmp_path, num_key_value_heads=1, initializer_range=0.15)
+    model = load_llama(folder, precision="W16A16", dtype="float16")
+    emulate()
+    # keys as they lie on a GPU
+    caches = [replace(each, k=each.k.contiguous()) for each in kv_cache.allocate(model, 16, 8, kv_cache_dtype)]
+    for cache in caches:  # block 0 is another's, and is not to be read: NaN in 16 and in 8 bits
+        cache.k.view(torch.uint8)[0].fill_(0x7F)
+        cache.v.view(torch.uint8)[0].fill_(0x7F)
+    runner = ModelRunner(model, caches, 8, max_tokens=128, max_requests=8, max_blocks=12, enforce_eager=True)
+    generator = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(0, 320, (length,), generator=generator).tolist() for length in PROMPT_LENGTHS]
+    requests = [Request(index, prompt, SamplingParams()) for index, prompt in enumerate(prompts)]
+    free = list(range(1, 16))
+    for request in requests:
+        request.block_ids = [free.pop(0) for _ in range(request.num_tokens // 8 + 1)]
+    runner.run(Step(tuple(Chunked(request, request.num_tokens) for request in requests), 0))
+    for request in requests:
+        request.num_computed = request.num_tokens
+        request.token_ids.append(7)
+    step = Step(tuple(Chunked(request, 1) for request in requests), len(requests))
+    expected = runner.run(step)[1].clone()
+    written = [[part.clone() for part in vars(cache).values() if part is not None] for cache in caches]
+    for to in (3, 4, 8):
+        runner._recordings = Padded(to)
+        assert torch.equal(runner.run(step)[1], expected)
+        for cache, before in zip(caches, written, strict=True):
+            after = [part for part in vars(cache).values() if part is not None]
+            assert all(
+                torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(after, before, strict=True)
+            )

@@ -78,8 +78,11 @@ class BlockManager:
         return True
 
     def keep(self, request: Request) -> None:
-        """Lets others find the blocks of `request` that have become full of computed tokens."""
-        num_full = request.num_computed // self.block_size
+        """Lets others find the blocks of `request` that have become full of computed tokens.
+
+        Only of tokens that the host knows: of one that it does not, it cannot tell what another prompt would have.
+        """
+        num_full = min(request.num_computed, len(request.token_ids)) // self.block_size
         if not self._keeps_prefixes or num_full == request.num_known_blocks:
             return
         for index in range(request.num_known_blocks, num_full):

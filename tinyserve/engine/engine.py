@@ -77,6 +77,7 @@ class Engine:
             max_tokens,
             max_requests,
             max_blocks=-(-self.context_length // config.block_size),
+            enforce_eager=config.enforce_eager,
         )
 
     @classmethod

@@ -3,13 +3,23 @@
 A chunk may begin and end anywhere in an image: what a prefix hit or an earlier chunk has computed is left out.
 """
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from tinyserve.engine.scheduler import Step
-from tinyserve.models.llama import Inserted
 
 
-def insertion(step: Step) -> Inserted | None:
+@dataclass(frozen=True)
+class Insertion:
+    rows: NDArray[np.int32]  # [P], in the flat batch
+    embeddings: Tensor  # [P, C], on the model's device
+
+
+def insertion(step: Step) -> Insertion | None:
     """None where the whole step is text."""
     rows, embeddings = [], []
     start = 0  # of the chunk, in the flat batch
@@ -19,10 +29,7 @@ def insertion(step: Step) -> Inserted | None:
         for span in chunk.request.spans:
             begin, end = max(first, span.start), min(last, span.start + len(span.embeddings))
             if begin < end:
-                rows.append(torch.arange(start + begin - first, start + end - first))
+                rows.append(np.arange(start + begin - first, start + end - first, dtype=np.int32))
                 embeddings.append(span.embeddings[begin - span.start : end - span.start])
         start += chunk.num_rows
-    if not rows:
-        return None
-    joined = torch.cat(embeddings)
-    return Inserted(torch.cat(rows).to(joined.device), joined)
+    return Insertion(np.concatenate(rows), torch.cat(embeddings)) if rows else None

@@ -1,43 +1,23 @@
 """Runs one planned step: builds the flat batch, calls the model, returns the logits that are wanted.
 
-Its input tensors are allocated once, at their largest, and written through NumPy, whose assignments cost a tenth of a
-tensor's. It decides nothing: the scheduler has planned the step, the sampler will choose the tokens.
+It decides nothing: the scheduler has planned the step, the sampler will choose the tokens. It waits for nothing either:
+on a GPU a step is only launched, and the newest token of a request may be one that the host does not know yet.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from tinyserve import ops
-from tinyserve.engine.insertion import insertion
+from tinyserve.engine.insertion import Insertion, insertion
+from tinyserve.engine.recording import Work, recordings
 from tinyserve.engine.request import Request
 from tinyserve.engine.scheduler import Chunked, Step
+from tinyserve.engine.step_inputs import Ints, Sizes, StepInputs, Views
 from tinyserve.layers.attention import BatchLayout, LayerCache
-from tinyserve.layers.huge_pages import huge_bytes
 from tinyserve.models.language_model import LanguageModel
-
-MAX_RECORDED = 64  # requests of a decode step; with more, what is between the kernels is nothing beside them
-TAPE_BYTES = 256 << 20  # for the intermediate tensors of the largest such step
-
-
-class _Input:
-    """An int32 tensor [size] on the CPU, its NumPy view, and the first part of it on the model's device."""
-
-    def __init__(self, size: int, device: torch.device) -> None:
-        self._tensor = torch.zeros(size, dtype=torch.int32, pin_memory=device.type == "cuda")
-        self._device = device
-        self.array = self._tensor.numpy()
-
-    def head(self, size: int) -> Tensor:
-        part = self._tensor[:size]
-        # a copy that returns before it is done would race with the next step's writes
-        return part if self._device.type == "cpu" else part.to(self._device)
-
-
-def _is_small_decode(step: Step) -> bool:
-    return len(step.chunks) <= MAX_RECORDED and all(chunk.is_last and chunk.num_rows == 1 for chunk in step.chunks)
+from tinyserve.models.llama import Inserted
 
 
 @dataclass(frozen=True)
@@ -49,8 +29,12 @@ class Due:
     drafts: tuple[int, ...]
 
 
+def _is_decode(step: Step) -> bool:
+    return all(chunk.is_last and chunk.num_rows == 1 for chunk in step.chunks)
+
+
 class ModelRunner:
-    """Args: max_tokens of one step, max_requests in it, max_blocks of one request."""
+    """Args: max_tokens of one step, max_requests in it, max_blocks of one request; enforce_eager: nothing recorded."""
 
     def __init__(
         self,
@@ -60,87 +44,133 @@ class ModelRunner:
         max_tokens: int,
         max_requests: int,
         max_blocks: int,
+        enforce_eager: bool = False,
     ) -> None:
         self._model = model
         self._caches = caches
         self._block_size = block_size
-        device = model.device
-        self._token_ids = _Input(max_tokens, device)
-        self._positions = _Input(max_tokens, device)
-        self._slots = _Input(max_tokens, device)
-        self._starts = _Input(max_requests + 1, device)
-        self._lengths = _Input(max_requests, device)
-        self._rows = _Input(max_tokens, device)
-        self._tables = _Input(max_requests * max_blocks, device)
-        self._max_blocks = max_blocks
-        self._records = model.only_own_kernels and ops.can_record(device)
-        self._tapes: dict[int, ops.Tape] = {}  # of decode steps, by their number of requests
-        self._tape_memory = huge_bytes(TAPE_BYTES if self._records else 0)  # mapped on first touch
+        self._inputs = StepInputs(max_tokens, max_requests, max_blocks, model.device)
+        self._recordings = None if enforce_eager else recordings(model, max_requests)
+        self._unread: dict[Request, int] = {}  # whose newest token may be on the device only, and its row there
+
+    def record(self) -> None:
+        """Records decode steps where that has to be done before the first request."""
+        if self._recordings is not None:
+            self._recordings.prepare(self._padded_step)
 
     def run(self, step: Step) -> tuple[list[Due], Tensor]:
-        """Computes the step; Scheduler.complete says that it has run.
+        """Launches the step; Scheduler.complete is to be told so.
 
         Returns:
-            The requests whose next token is due, and the logits [R, V] of them and of their drafts.
+            The requests whose next token is due, and the logits [R, V] of them and of their drafts, valid until the
+            next step is launched.
         """
-        num_requests = len(step.chunks)
-        inserted = insertion(step)
-        is_recorded = self._records and inserted is None and _is_small_decode(step)
-        # a recorded step finds everything where the first one of its size had it
-        num_blocks = self._max_blocks if is_recorded else max(len(chunk.request.block_ids) for chunk in step.chunks)
-        tables = self._tables.array[: num_requests * num_blocks].reshape(num_requests, num_blocks)
-        due: list[Due] = []
-        end = num_rows = 0
-        for index, chunk in enumerate(step.chunks):
+        image = insertion(step)
+        due, rows = _due(step)
+        if self._recordings is not None and image is None and _is_decode(step):
+            size = self._recordings.size(len(step.chunks))
+            if size is not None:
+                sizes = Sizes(size, size)
+                self._fill(step.chunks, sizes)
+                self._inputs.send(sizes)
+                return due, self._recordings.run(size, lambda: self._compute(sizes))[: len(due)]
+        num_tokens = step.num_tokens
+        all_rows = len(rows) == num_tokens
+        sizes = Sizes(
+            num_tokens, len(step.chunks), 0 if all_rows else len(rows), 0 if image is None else len(image.rows)
+        )
+        host = self._fill(step.chunks, sizes)
+        if not all_rows:
+            host.rows[:] = rows
+        if image is not None:
+            host.inserted[:] = image.rows
+            np.maximum(host.known_ids, 0, out=host.known_ids)  # the ids of placeholders are none of the vocabulary's
+        self._inputs.send(sizes)
+        return due, self._compute(sizes, image)
+
+    def keep_tokens(self, due: Sequence[Due], tokens: Tensor) -> None:
+        """Takes the tokens int [R], on the device, that the requests `due`, without drafts, got after the last step.
+
+        The next step finds there what the host does not know.
+        """
+        self._inputs.keep_tokens(tokens)
+        self._unread = {one.request: row for row, one in enumerate(due)}
+
+    def _compute(self, sizes: Sizes, image: Insertion | None = None) -> Tensor:
+        """The logits of a step whose inputs have been sent; works on the same memory for the same sizes."""
+        inputs = self._inputs.on_device(sizes)
+        layout = BatchLayout(
+            inputs.positions, inputs.slots, inputs.block_tables, inputs.query_starts, inputs.context_lens
+        )
+        inserted = None if image is None else Inserted(inputs.inserted.long(), image.embeddings)
+        rows = inputs.rows if sizes.rows else None
+        return self._model.logits(
+            self._model.forward(self._inputs.token_ids(sizes), layout, self._caches, rows, inserted)
+        )
+
+    def _padded_step(self, size: int) -> Work:
+        """What computes a step of `size` requests that are all padding; its inputs have been sent."""
+        sizes = Sizes(size, size)
+        self._fill((), sizes)
+        self._inputs.send(sizes)
+        return lambda: self._compute(sizes)
+
+    def _fill(self, chunks: Sequence[Chunked], sizes: Sizes) -> Views[Ints]:
+        """Writes the inputs of all chunks, and of padding where the step is to have more requests."""
+        host = self._inputs.to_fill(sizes)
+        host.sources[:] = self._inputs.own_sources(sizes.tokens)
+        host.query_starts[0] = end = 0
+        for index, chunk in enumerate(chunks):
             request, start = chunk.request, end
             end += chunk.num_rows
-            self._fill_tokens(chunk, start, end)
-            tables[index, : len(request.block_ids)] = request.block_ids
-            self._starts.array[index + 1] = end
-            self._lengths.array[index] = request.num_computed + chunk.num_rows
-            if chunk.is_last:
-                due.append(Due(request, num_rows, chunk.drafts))
-                for row in range(end - 1 - len(chunk.drafts), end):
-                    self._rows.array[num_rows] = row
-                    num_rows += 1
-        layout = BatchLayout(
-            positions=self._positions.head(end),
-            slots=self._slots.head(end),
-            block_tables=self._tables.head(num_requests * num_blocks).view(num_requests, num_blocks),
-            query_starts=self._starts.head(num_requests + 1),
-            context_lens=self._lengths.head(num_requests),
-        )
-        if is_recorded:
-            return due, self._decode(end, layout)
-        rows = None if num_rows == end else self._rows.head(num_rows)  # in pure decode every row is wanted
-        if inserted is not None:  # the ids of placeholders are none of the vocabulary's
-            np.maximum(self._token_ids.array[:end], 0, out=self._token_ids.array[:end])
-        hidden = self._model.forward(self._token_ids.head(end), layout, self._caches, rows, inserted)
-        return due, self._model.logits(hidden)
+            self._fill_tokens(host, chunk, start, end)
+            host.block_tables[index, : len(request.block_ids)] = request.block_ids
+            host.query_starts[index + 1] = end
+            host.context_lens[index] = request.num_computed + chunk.num_rows
+        if end < sizes.tokens:
+            self._pad(host, end, sizes.tokens)
+        return host
 
-    def _decode(self, size: int, layout: BatchLayout) -> Tensor:
-        """The logits [size, V] of a step of one token for each of `size` requests, in the same memory each time."""
-        tape = self._tapes.get(size)
-        if tape is not None:
-            return tape.replay()
-        ids = self._token_ids.head(size)
-        self._tapes[size] = tape = ops.Tape(
-            lambda: self._model.logits(self._model.forward(ids, layout, self._caches, rows=None)), self._tape_memory
-        )
-        return tape.result
+    def _pad(self, host: Views[Ints], start: int, end: int) -> None:
+        """Rows and requests start..end of a decode step that nobody asked for.
 
-    def _fill_tokens(self, chunk: Chunked, start: int, end: int) -> None:
+        Each has one token, 0, that is written nowhere and sees nothing: attention cuts its work into equal shares, so
+        one key more would change where another request is cut, and so its bits.
+        """
+        host.known_ids[start:end] = host.positions[start:end] = 0
+        host.slots[start:end] = -1
+        host.query_starts[start : end + 1] = np.arange(start, end + 1)
+        host.context_lens[start:end] = 0
+
+    def _fill_tokens(self, host: Views[Ints], chunk: Chunked, start: int, end: int) -> None:
         """Rows start..end of the flat batch: the request's tokens from `num_computed` on, then its drafts."""
         request = chunk.request
         size, first = self._block_size, request.num_computed
-        if end - start == 1:
-            self._token_ids.array[start] = request.token_ids[first]
-            self._positions.array[start] = first
-            self._slots.array[start] = request.block_ids[first // size] * size + first % size
-            return
         last = first + end - start
-        positions = np.arange(first, last, dtype=np.int32)
-        blocks = np.asarray(request.block_ids, dtype=np.int32)
-        self._token_ids.array[start:end] = [*request.token_ids[first : first + chunk.num_tokens], *chunk.drafts]
-        self._positions.array[start:end] = positions
-        self._slots.array[start:end] = blocks[positions // size] * size + positions % size
+        if end - start == 1:
+            if first < len(request.token_ids):
+                host.known_ids[start] = request.token_ids[first]
+            host.positions[start] = first
+            host.slots[start] = request.block_ids[first // size] * size + first % size
+        else:
+            positions = np.arange(first, last, dtype=np.int32)
+            blocks = np.asarray(request.block_ids, dtype=np.int32)
+            known = [*request.token_ids[first : first + chunk.num_tokens], *chunk.drafts]
+            host.known_ids[start : start + len(known)] = known
+            host.positions[start:end] = positions
+            host.slots[start:end] = blocks[positions // size] * size + positions % size
+        if request.num_unread and chunk.is_last:
+            host.sources[end - 1] = self._unread[request]
+
+
+def _due(step: Step) -> tuple[list[Due], list[int]]:
+    """The requests whose next token is due, and the rows of the flat batch whose logits they need."""
+    due: list[Due] = []
+    rows: list[int] = []
+    end = 0
+    for chunk in step.chunks:
+        end += chunk.num_rows
+        if chunk.is_last:
+            due.append(Due(chunk.request, len(rows), chunk.drafts))
+            rows += range(end - 1 - len(chunk.drafts), end)
+    return due, rows

@@ -94,7 +94,9 @@ class Request:
     block_ids: list[int] = field(default_factory=list)
     block_keys: list[bytes] = field(default_factory=list)  # of its full blocks, as far as anybody asked
     num_known_blocks: int = 0  # of its blocks, those that others can find
-    num_computed: int = 0  # tokens whose keys and values are in the cache
+    # Tokens whose keys and values are in the cache, or will be once the steps that have been launched are done.
+    num_computed: int = 0
+    num_unread: int = 0  # newest tokens that launched steps choose, behind token_ids: the host does not know them yet
     num_cached: int = 0  # prompt tokens that were in the cache when it first ran
 
     def __post_init__(self) -> None:
@@ -108,16 +110,21 @@ class Request:
 
     @property
     def num_tokens(self) -> int:
-        return len(self.token_ids)
+        """The unread ones too."""
+        return len(self.token_ids) + self.num_unread
 
     @property
     def num_output_tokens(self) -> int:
+        """Those that the host knows."""
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
     def num_pending(self) -> int:
-        """Tokens whose keys and values are yet to be computed: 1 in decode, more in prefill and after a preemption."""
-        return len(self.token_ids) - self.num_computed
+        """Tokens whose keys and values are yet to be computed: 1 in decode, more in prefill and after a preemption.
+
+        None when the last token that the request may have is on its way: nothing follows it.
+        """
+        return min(self.num_tokens, self.max_tokens - 1) - self.num_computed
 
     def chunk(
         self,

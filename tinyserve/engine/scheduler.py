@@ -99,7 +99,7 @@ class Scheduler:
         return Step(chunks, num_decodes) if chunks else None
 
     def complete(self, step: Step) -> None:
-        """To be called when a step has run: its tokens are in the cache."""
+        """To be called when a step has been launched: for all that are launched later, its tokens are in the cache."""
         self._batch_tokens = min(self._batch_tokens + 1, self._max_batch_tokens)
         for chunk in step.chunks:
             chunk.request.num_computed += chunk.num_tokens
@@ -209,7 +209,7 @@ class Scheduler:
         self._waiting.remove(request)
         insort(self._running, request, key=_rank)
         request.status = Status.RUNNING
-        if request.num_output_tokens == 0:
+        if request.num_tokens == request.num_prompt_tokens:
             request.num_cached = request.num_computed
         return True
 

@@ -129,6 +129,11 @@ def add_model_flags(flags: argparse.ArgumentParser, model_path: bool = True) -> 
         metavar="MS",
         help="that a step with a prompt in it may take even where that is slower than --max-slowdown (25)",
     )
+    group.add_argument(
+        "--enforce-eager",
+        action="store_true",
+        help="decode steps are not recorded (CUDA graphs; tapes on a CPU): slower, and less memory",
+    )
     group.add_argument("--model-base", type=Path, help="what the LoRA adapter or projector in --model-path belongs to")
     group.add_argument("--load-8bit", action="store_true", help="16-bit linear layers by bitsandbytes in LLM.int8")
     group.add_argument("--load-4bit", action="store_true", help="the same in NF4; what awq.entry writes is faster")
@@ -168,6 +173,7 @@ def run(args: argparse.Namespace) -> None:
             max_slowdown=args.max_slowdown,
             min_step_ms=args.min_step_ms,
             num_speculative_tokens=args.num_speculative_tokens,
+            enforce_eager=args.enforce_eager,
         )
     )
     http_server.listen(sockets)  # before the worker registers: a request may follow at once
