@@ -7,9 +7,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 # A layer may import those to its right and itself. Every one may import config; models and layers also awq's formats
-# and quantize, which say what a checkpoint holds.
+# and quantize, which say what a checkpoint holds, and skeleton, which says what transformers makes of its names.
 LAYERS = ["__main__", "demo", "serve", "engine", "models", "layers", "ops", "gemm_table", "fallback", "fallback_checks"]
-AWQ_FOR_LOADERS = {"awq.formats", "awq.quantize"}
+AWQ_FOR_LOADERS = {"awq.formats", "awq.quantize", "awq.skeleton"}
 
 
 def module_name(path: Path) -> str:

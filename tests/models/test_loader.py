@@ -177,10 +177,14 @@ def test_a_context_longer_than_the_model_s_is_refused(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         (
-            {"architectures": ["GPT2LMHeadModel"]},
-            "architectures must name one of LlamaForCausalLM, .*, got GPT2LMHeadModel",
+            {"architectures": ["OwnForCausalLM"]},
+            "architectures is OwnForCausalLM; transformers .* has no such class, and code from the model folder is not",
         ),
-        ({"architectures": None}, "architectures must name one of LlamaForCausalLM, .*, got none"),
+        ({"architectures": None}, "architectures is none named; transformers .* has no such class"),
+        (
+            {"architectures": ["OwnForCausalLM"], "model_type": "own"},
+            "neither tinyserve nor transformers knows OwnForCausalLM with model_type 'own'",
+        ),
         ({"sliding_window": "256"}, "sliding_window must be a positive integer or null, got '256'"),
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu', got 'gelu'"),
         ({"num_key_value_heads": 3}, "num_key_value_heads must be a divisor of num_attention_heads 4, got 3"),

@@ -64,13 +64,13 @@ def load_model(
     _check_precision(checkpoint, model_path, quant_path, precision, load_in)
     # What the model is, its own folder says; a quantized one beside it may be the language model alone.
     stored_config = checkpoint.config if quant_path is None else read_json(model_path / "config.json")
-    read_config, model_class = registry.definition(stored_config)
-    config = read_config(stored_config, config_folder(model_path, model_base))
+    definition = registry.definition(stored_config)
+    config = definition.read_config(stored_config, config_folder(model_path, model_base))
     if max_context is not None and max_context > config.context_length:
         raise ValueError(f"--max-context must be at most the model's {config.context_length} tokens, got {max_context}")
     rounded = cpu_compute == "int8" and precision == "W4A16" and torch.device(device).type == "cpu"
-    named = canonical_names(checkpoint)
-    if quant_path is not None:
+    named = canonical_names(checkpoint) if definition.canonical else checkpoint
+    if quant_path is not None and definition.canonical:
         named = with_images_of(model_path, named)
     activations = stored_dtype(checkpoint.config) if dtype == "auto" else _DTYPES[dtype]
     packed = None
@@ -79,7 +79,7 @@ def load_model(
         folder = None if packed_cache is True else packed_cache
         packed = PackedCache.of_model(folder, model_path, quant_path, activations, rounded)
     weights = WeightReader(named, activations, torch.device(device), rounded, load_in, packed=packed)
-    model = model_class(config, weights, num_positions=max_context or config.context_length)
+    model = definition.model(config, weights, num_positions=max_context or config.context_length)
     if packed is not None:
         packed.save()
     _log.info(
@@ -100,7 +100,7 @@ def load_images(model_path: Path, device: str = "cpu") -> LlavaImages:
         ValueError: the model takes text only, or it is damaged.
     """
     checkpoint = open_model(model_path)
-    config = registry.definition(checkpoint.config)[0](checkpoint.config, model_path)
+    config = registry.definition(checkpoint.config).read_config(checkpoint.config, model_path)
     if not isinstance(config, LlavaConfig):
         raise ValueError(f"{model_path} takes text only, no images")
     return LlavaImages(config, WeightReader(canonical_names(checkpoint), torch.float32, torch.device(device)))

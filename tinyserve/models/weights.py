@@ -70,6 +70,10 @@ class WeightReader:
         """The layers' indices, with a bar on a terminal."""
         return iter(tqdm(range(num_layers), desc="loading", unit="layer", disable=None, leave=False))
 
+    def names(self) -> list[str]:
+        """Of all tensors, as if nothing were quantized."""
+        return [*self._checkpoint.names(), *(f"{module}.weight" for module in self._checkpoint.modules())]
+
     def has_any(self, prefix: str) -> bool:
         """Whether the checkpoint holds plain tensors whose names begin so."""
         return any(name.startswith(prefix) for name in self._checkpoint.names())
@@ -112,23 +116,24 @@ class WeightReader:
         """
         return self._linear(rows, in_features, self._load_in)
 
-    def embedding(self, shape: tuple[int, int], is_output: bool) -> Embedding | W8Embedding:
+    def embedding(
+        self, shape: tuple[int, int], is_output: bool, name: str = "model.embed_tokens"
+    ) -> Embedding | W8Embedding:
         """The embedding [V, C]; `is_output`: the output layer is the same matrix, and is held as that would be."""
-        name = "model.embed_tokens"
         if is_output and self._rounded:
             stored = self._stored(name, PackedWeight8, *shape)
             output = W8A8Linear(stored) if stored else self._in_8_bits(name, self.tensor(f"{name}.weight", shape))
             return W8Embedding(output, self.dtype)
         return Embedding(self.tensor(f"{name}.weight", shape))
 
-    def lm_head(self, shape: tuple[int, int]) -> LinearLayer:
+    def lm_head(self, shape: tuple[int, int], name: str = "lm_head") -> LinearLayer:
         """The output layer [V, C] of a model where it is not the embedding."""
-        rows = {"lm_head": shape[0]}
-        if self._rounded and (stored := self._stored("lm_head", PackedWeight8, *shape)):
+        rows = {name: shape[0]}
+        if self._rounded and (stored := self._stored(name, PackedWeight8, *shape)):
             return W8A8Linear(stored, self._bias(rows))
         layer = self._linear(rows, shape[1], load_in=None)
         if self._rounded and isinstance(layer, Linear):
-            return self._in_8_bits("lm_head", layer.weight, layer.bias)
+            return self._in_8_bits(name, layer.weight, layer.bias)
         return layer
 
     def _in_8_bits(self, name: str, weight: Tensor, bias: Tensor | None = None) -> W8A8Linear:
