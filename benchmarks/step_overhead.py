@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer as Tokens
-from tokenizers import decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks import byte_tokenizer
 from tinyserve.config import EngineConfig, SamplingParams
 from tinyserve.engine.engine import Engine
 
 LIMITS_MS = {1: 0.5, 64: 2.0}  # by batch size
-VOCABULARY = 256
 HIDDEN = 64
 STEPS = 200
 RUNS = 7
@@ -40,7 +38,7 @@ def measure() -> list[dict[str, Any]]:
 def _seconds(engine: Engine, batch: int, temperature: float) -> float:
     """Per step, over a run of STEPS with every request decoding."""
     params = SamplingParams(max_new_tokens=STEPS + 10, temperature=temperature, ignore_eos=True)
-    ids = [engine.add(engine.prepare([index % VOCABULARY, 1], params)) for index in range(batch)]
+    ids = [engine.add(engine.prepare([index % byte_tokenizer.VOCABULARY, 1], params)) for index in range(batch)]
     for _ in range(5):
         engine.step()
     start = time.thread_time()
@@ -54,7 +52,7 @@ def _seconds(engine: Engine, batch: int, temperature: float) -> float:
 
 def _engine(folder: Path) -> Engine:
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=byte_tokenizer.VOCABULARY,
         hidden_size=HIDDEN,
         intermediate_size=HIDDEN,
         num_hidden_layers=0,
@@ -65,8 +63,5 @@ def _engine(folder: Path) -> Engine:
     torch.manual_seed(0)
     model: Any = LlamaForCausalLM(config)
     model.save_pretrained(folder)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokens(models.BPE(vocab={character: index for index, character in enumerate(alphabet)}, merges=[]))
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    byte_tokenizer.save(folder)
     return Engine.create(EngineConfig(folder, precision="W16A16", dtype="float32", max_num_requests=max(LIMITS_MS)))

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from gguf.constants import GGML_QUANT_SIZES
-from transformers import LlamaConfig
+from transformers import PretrainedConfig
 
 from awq.formats.output import new_file
-from benchmarks.synthetic_model import MODELS, STEP, parameters
+from benchmarks.model_configs import MODELS
+from benchmarks.synthetic_model import STEP, parameters
 
 Q4_0, Q6_K, Q8_0 = GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q6_K, GGMLQuantizationType.Q8_0
 POOL_BYTES = 1 << 27  # each tensor is a part of it
@@ -63,7 +64,7 @@ def gguf_name(name: str) -> str:
     return f"blk.{layer}.{NAMES[rest]}.weight"
 
 
-def type_of(name: str, config: LlamaConfig) -> GGMLQuantizationType:
+def type_of(name: str, config: PretrainedConfig) -> GGMLQuantizationType:
     if name == "lm_head.weight":
         return Q6_K
     return Q8_0 if name == "model.embed_tokens.weight" and config.tie_word_embeddings else Q4_0

@@ -16,50 +16,11 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from awq.formats.output import copy_companions, new_folder, write_config, write_shards
+from benchmarks.model_configs import MODELS
 
-LLAMA: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5}
-LLAMA_2: dict[str, Any] = {
-    **LLAMA,
-    "vocab_size": 32000,
-    "max_position_embeddings": 4096,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-    "dtype": "float16",
-}
-LLAMA_3: dict[str, Any] = {
-    **LLAMA,
-    "vocab_size": 128256,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 8192,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
-    "dtype": "bfloat16",
-}
-MODELS = {
-    "llama-2-7b": LlamaConfig(
-        hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, **LLAMA_2
-    ),
-    "llama-3-8b": LlamaConfig(
-        hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, **LLAMA_3
-    ),
-    "llama-3-70b": LlamaConfig(
-        hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, **LLAMA_3
-    ),
-    "smollm2-135m": LlamaConfig(
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        vocab_size=49152,
-        max_position_embeddings=8192,
-        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
-        tie_word_embeddings=True,
-        dtype="bfloat16",
-        **LLAMA,
-    ),
-}
 STD = 0.02
 STEP = STD / 4.6  # scale of 4-bit codes whose products with it have that deviation
 POOL = 1 << 26  # random numbers that are made; each tensor starts somewhere else among them
@@ -89,7 +50,7 @@ class Pool:
         return pool[start : start + size].view(shape)
 
 
-def parameters(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+def parameters(config: PretrainedConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Every parameter's name and shape; an output layer that is the embedding is not one."""
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(config)
@@ -98,7 +59,7 @@ def parameters(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield name, tuple(parameter.shape)
 
 
-def random_tensors(config: LlamaConfig, group: int | None) -> Iterator[tuple[str, Tensor]]:
+def random_tensors(config: PretrainedConfig, group: int | None) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the model: norms of ones, the rest normal; linear layers in 4 bits where there is a group."""
     pool, dtype = Pool(), getattr(torch, str(config.dtype).removeprefix("torch."))
     for name, shape in parameters(config):
@@ -113,7 +74,7 @@ def random_tensors(config: LlamaConfig, group: int | None) -> Iterator[tuple[str
             yield f"{module}.scales", pool.normal((k // group, n), dtype).abs() * (STEP / STD)
 
 
-def stored_config(config: LlamaConfig, group: int | None) -> dict[str, Any]:
+def stored_config(config: PretrainedConfig, group: int | None) -> dict[str, Any]:
     if group is None:
         return config.to_dict()
     awq = {"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": group, "zero_point": True}
