@@ -1,19 +1,27 @@
 #!/usr/bin/env bash
-# Everything that a machine with a GPU can say about the kernels, in one command and under ten minutes, without a network.
+# What a machine with a GPU can say about this project, in three calls of under ten minutes, without a network.
 #
-#   bash benchmarks/run_gpu.sh OUT [PEERS]             PEERS: the folder of peers that bench_kernels --peers takes
-#   bash benchmarks/run_gpu.sh --dry-run OUT [PEERS]   prints what it would run
+#   bash benchmarks/run_gpu.sh kernels OUT [PEERS]      tests of all kernels, compute-sanitizer, tuner, bench_kernels
+#   bash benchmarks/run_gpu.sh attention OUT [PEERS]    tests of layers and models, bench_attention
+#   bash benchmarks/run_gpu.sh decode OUT [PEERS]       tests of the engine, bench_decode_gpu with one token drawn
+#   bash benchmarks/run_gpu.sh all OUT [PEERS]          the three one after another, each in a folder of OUT
+#   bash benchmarks/run_gpu.sh --dry-run PART OUT [PEERS]     prints what it would run
 #
-# Builds for the GPU's architecture, in place; runs the kernel tests on it; compute-sanitizer on small shapes; the tuner; and
-# the benchmarks. Each part has its own time limit, and none stops those after it. OUT gets at most 8 files, none over 16 MB:
+# PEERS: the folder of peers that bench_kernels and bench_attention take with --peers.
+#
+# Each call builds for the GPU's architecture, in place. What a call before has built is found again where the ignored
+# files of the tree (build/, tinyserve/*.so) are still there; nothing else is needed for that. So is the tuner's table,
+# build/gemm-table.json, by which the products of the other two calls choose. In a call each part has a time limit of
+# its own, and none stops those after it. OUT (with all: each folder in it) gets at most 8 files, none over 16 MB:
 #
 #   summary.txt     what every part came to, last in the output too
-#   build.log tests.log sanitizer.log benchmarks.log
-#   kernels.json kernels-bfloat16.png                  from benchmarks/bench_kernels.py
-#   tuned.json                                         from benchmarks/tune_gemm.py
+#   build.log tests.log benchmarks.log, and of kernels sanitizer.log
+#   kernels.json kernels-bfloat16.png tuned.json       from benchmarks/bench_kernels.py and tune_gemm.py
+#   attention.json attention.png                       from benchmarks/bench_attention.py
+#   decode.json decode-timeline.png                    from benchmarks/bench_decode_gpu.py
 #
-# Needs python3 with torch for CUDA, nvcc, ninja, g++ and pytest; says which is missing. TINYSERVE_COMMIT names the commit
-# in the results where there is no git. Ends with 0 only if every part did well.
+# Needs python3 with torch for CUDA, nvcc, ninja, g++ and pytest; says which is missing. TINYSERVE_COMMIT names the
+# commit in the results where there is no git. Ends with 0 only if every part did well.
 set -uo pipefail
 
 dry_run=
@@ -21,9 +29,21 @@ if [[ "${1:-}" == --dry-run ]]; then
   dry_run=1
   shift
 fi
-if [[ $# -lt 1 || $# -gt 2 || "$1" == -* ]]; then
+if [[ $# -lt 2 || $# -gt 3 || ! "$1" =~ ^(kernels|attention|decode|all)$ ]]; then
   sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0"
   exit 2
+fi
+what=$1
+shift
+
+if [[ $what == all ]]; then
+  out=$1
+  shift
+  failed=0
+  for each in kernels attention decode; do
+    bash "$0" ${dry_run:+--dry-run} "$each" "$out/$each" "$@" || failed=$?
+  done
+  exit "$failed"
 fi
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -144,38 +164,73 @@ facts() {
 
 say "GPU of capability ${capability:-unknown}, building for sm_$TINYSERVE_CUDA_ARCHS; results in $out"
 if [[ -z $dry_run ]]; then
-  rm -f "$out"/{summary.txt,build.log,tests.log,sanitizer.log,benchmarks.log,tuned.json} "$out"/kernels*.{json,png}
+  rm -f "$out"/{summary.txt,build.log,tests.log,sanitizer.log,benchmarks.log,tuned.json}
+  rm -f "$out"/{kernels,attention,decode}*.{json,png}
   facts >"$out/summary.txt" 2>&1
 fi
 
-if part build 150 build.log "$python" setup.py build_ext --inplace || [[ -n $dry_run ]]; then
-  if [[ -z $dry_run ]]; then "$python" tests/ptxas_log.py >>"$out/build.log" 2>&1; fi
+table=$root/build/gemm-table.json # ignored by git: it stays with the build
 
+python_tests() { # NAME LIMIT TESTS... — those that need a GPU
+  local name=$1 limit=$2
+  shift 2
   # The project's own settings name plugins that need not be here.
-  printf '[pytest]\naddopts = --import-mode=importlib\npythonpath = %s %s/tests\n' "$root" "$root" >"$scratch/pytest.ini"
-  options=(-c "$scratch/pytest.ini" --rootdir "$root" -p no:cacheprovider -q -ra --durations=5)
+  printf '[pytest]\naddopts = --import-mode=importlib\npythonpath = %s %s/tests\n' "$root" "$root" \
+    >"$scratch/pytest.ini"
+  local options=(-c "$scratch/pytest.ini" --rootdir "$root" -p no:cacheprovider -q -ra --durations=5)
+  if "$python" -c 'import pytest_asyncio' 2>/dev/null; then echo "asyncio_mode = auto" >>"$scratch/pytest.ini"; fi
   if "$python" -c 'import xdist' 2>/dev/null; then options+=(-n 8); fi
   if "$python" -c 'import pytest_timeout' 2>/dev/null; then options+=(--timeout=60); fi
-  part tests 120 tests.log "$python" -m pytest "${options[@]}" -k cuda tests/kernels/test_w4a16_*.py tests/kernels
+  part "$name" "$limit" tests.log "$python" -m pytest "${options[@]}" -k cuda "$@"
+}
+
+benchmark() { # NAME MODULE ARGUMENTS... — in the time that is left, and a little less than that by its own clock
+  local name=$1 module=$2 limit=$(($(left) - 25))
+  shift 2
+  part "$name" "$((limit + 15))" benchmarks.log "$python" -m "benchmarks.$module" --time-limit "$limit" "$@"
+}
+
+run_kernels() {
+  python_tests tests 100 tests/kernels/test_w4a16_*.py tests/kernels
 
   # Without the caching allocator, so that each tensor ends where its memory does.
   if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck synccheck; do
-      part "sanitizer, $tool" 45 sanitizer.log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+      part "sanitizer, $tool" 40 sanitizer.log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
         compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 "$python" -m benchmarks.sanitized_kernels
     done
   else
     skip sanitizer "compute-sanitizer is not on PATH"
   fi
 
-  part tuner 75 benchmarks.log "$python" -m benchmarks.tune_gemm --models Llama-3-8B Llama-3-70B \
+  part tuner 65 benchmarks.log "$python" -m benchmarks.tune_gemm --models Llama-3-8B Llama-3-70B \
     --rows 16 32 64 128 256 512 1024 --dtype bfloat16 --out "$out/tuned.json"
-  if [[ -s $out/tuned.json ]]; then export TINYSERVE_GEMM_TABLE=$out/tuned.json; fi
-  limit=$(($(left) - 25))
-  part benchmarks "$((limit + 15))" benchmarks.log "$python" -m benchmarks.bench_kernels --quick \
-    --time-limit "$limit" --out "$out/kernels.json" ${peers:+--peers "$peers"}
+  if [[ -s $out/tuned.json ]]; then
+    mkdir -p "${table%/*}" && cp "$out/tuned.json" "$table"
+    export TINYSERVE_GEMM_TABLE=$out/tuned.json
+  fi
+  benchmark benchmarks bench_kernels --quick --out "$out/kernels.json" ${peers:+--peers "$peers"}
+}
+
+run_attention() {
+  python_tests "tests of layers and models" 120 tests/layers tests/models
+  benchmark benchmarks bench_attention --quick --out "$out/attention.json" ${peers:+--peers "$peers"}
+}
+
+run_decode() {
+  python_tests "tests of the engine" 120 tests/engine
+  benchmark benchmarks bench_decode_gpu --trace llama-3-8b --out "$out/decode.json"
+}
+
+if part build 180 build.log "$python" setup.py build_ext --inplace || [[ -n $dry_run ]]; then
+  if [[ -z $dry_run ]]; then "$python" tests/ptxas_log.py >>"$out/build.log" 2>&1; fi
+  if [[ $what != kernels && -s $table ]]; then
+    export TINYSERVE_GEMM_TABLE=$table
+    say "== products of 4-bit weights by $table"
+  fi
+  "run_$what"
 elif [[ -z $dry_run ]]; then
-  skip "tests, sanitizer, tuner, benchmarks" "nothing was built"
+  skip "all after it" "nothing was built"
 fi
 if [[ -n $dry_run ]]; then exit 0; fi
 
@@ -184,10 +239,11 @@ if [[ -n $dry_run ]]; then exit 0; fi
   printf '%s\n' "${verdicts[@]}"
   echo "== tests"
   tail -n 1 "$out/tests.log"
-  echo "== compute-sanitizer"
+  [[ -f $out/sanitizer.log ]] && echo "== compute-sanitizer"
   grep -hE '^== sanitizer|ERROR SUMMARY|RACECHECK SUMMARY' "$out/sanitizer.log"
   echo "== benchmarks"
-  grep -hE '^(PASS|MISS|NOT MEASURED|missing:|failed:|INCOMPLETE)|copy [0-9]+ GB/s' "$out/benchmarks.log"
+  grep -hE '^(PASS|MISS|NOT MEASURED|missing:|failed:|INCOMPLETE)|copy [0-9]+ GB/s|^one token|^  layer  ' \
+    "$out/benchmarks.log"
   echo "== $SECONDS s in all"
 } >>"$out/summary.txt" 2>/dev/null
 for file in "$out"/*.log; do

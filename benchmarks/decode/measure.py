@@ -59,9 +59,8 @@ def of_variant(task: Task, variant: Variant, made: RandomEngine, with_trace: boo
         for batch in task.batches:
             what = f"decode {batch} x {context}"
             if made.fits(batch, context):
-                yield from attempted(
-                    variant, what, lambda b=batch, c=context: decode_row(task, variant, model, made, b, c)
-                )
+                work = partial(decode_row, task, variant, model, made, batch, context)
+                yield from attempted(variant, what, work)
             else:
                 why = f"the cache holds {made.engine.stats().total_blocks} blocks"
                 yield {"kind": "skipped", "variant": str(variant), "what": what, "why": why}

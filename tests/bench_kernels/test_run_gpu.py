@@ -1,13 +1,24 @@
 """run_gpu.sh on machines made of stand-ins: all well, something missing, a part that fails, one that hangs."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/run_gpu.sh"
-PARTS = ["build", "tests", "sanitizer, memcheck", "sanitizer, racecheck", "sanitizer, synccheck", "tuner", "benchmarks"]
+SANITIZER_PARTS = ["sanitizer, memcheck", "sanitizer, racecheck", "sanitizer, synccheck"]
+PARTS = {
+    "kernels": ["build", "tests", *SANITIZER_PARTS, "tuner", "benchmarks"],
+    "attention": ["build", "tests of layers and models", "benchmarks"],
+    "decode": ["build", "tests of the engine", "benchmarks"],
+}
+FILES = {
+    "kernels": {"sanitizer.log", "tuned.json", "kernels.json"},
+    "attention": {"attention.json", "attention.png"},
+    "decode": {"decode.json", "decode-timeline.png"},
+}
 
 # Answers as the real programs do, as far as the script looks; FAKE_FAIL and FAKE_HANG name the part that goes wrong.
 PYTHON = """\
@@ -21,8 +32,14 @@ case "$*" in
   "-m pytest "*) part=tests; echo "12 passed in 1.00s" ;;
   "-m benchmarks.sanitized_kernels") part=sanitizer; echo "========= ERROR SUMMARY: 0 errors" ;;
   "-m benchmarks.tune_gemm "*) part=tuner; [[ -n "${FAKE_FAIL:-}" ]] || echo "{}" >"${@: -1}" ;;
-  "-m benchmarks.bench_kernels "*) part=benchmarks
-    echo "PASS something"; echo "arguments $* table $TINYSERVE_GEMM_TABLE" ;;
+  "-m benchmarks.bench_"*) part=benchmarks
+    echo "PASS something"; echo "arguments $* table ${TINYSERVE_GEMM_TABLE:-none}"
+    while [[ "$1" != --out ]]; do shift; done
+    echo "{}" >"$2"
+    case "$2" in
+      *attention.json) touch "${2%.json}.png" ;;
+      *decode.json) touch "${2%.json}-timeline.png"; echo "one token (the median of 3): 1500.0 us" ;;
+    esac ;;
   *) echo "unexpected: $*" >&2; exit 99 ;;
 esac
 [[ -z "${part:-}" || "$part" != "${FAKE_FAIL:-}" ]] || { echo "$part went wrong"; exit 7; }
@@ -46,11 +63,24 @@ def machine(tmp_path: Path) -> dict[str, str]:
     program(folder, "nvcc", "#!/bin/sh\necho release 13.0\n")
     program(folder, "compute-sanitizer", SANITIZER)
     program(folder, "nvidia-smi", "#!/bin/sh\necho 9.0\n")
-    return {"PATH": f"{folder}:/usr/bin:/bin", "PYTHON": str(folder / "python"), "HOME": str(tmp_path)}
+    script = tmp_path / "tree/benchmarks" / SCRIPT.name  # what it leaves in its tree is left there
+    script.parent.mkdir(parents=True)
+    shutil.copy(SCRIPT, script)
+    python = str(folder / "python")
+    return {"PATH": f"{folder}:/usr/bin:/bin", "PYTHON": python, "HOME": str(tmp_path), "SCRIPT": str(script)}
 
 
 def run(machine: dict[str, str], *arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["bash", SCRIPT, *arguments], env=machine | more, capture_output=True, text=True, timeout=120)
+    """A call without the name of a part is one of kernels."""
+    named = {"kernels", "attention", "decode", "all"} & set(map(str, arguments))
+    wanted = arguments if named else ("kernels", *arguments)
+    return call(machine, *wanted, **more)
+
+
+def call(machine: dict[str, str], *arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", machine["SCRIPT"], *arguments], env=machine | more, capture_output=True, text=True, timeout=120
+    )
 
 
 def verdicts(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
@@ -59,21 +89,42 @@ def verdicts(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
     return {line[10:].split(" (")[0].split(":")[0].strip(): line[:10].strip() for line in lines}
 
 
-def test_all_parts_run_and_the_summary_comes_last(machine: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", PARTS)
+def test_all_parts_run_and_the_summary_comes_last(machine: dict[str, str], tmp_path: Path, what: str) -> None:
     peers = tmp_path / "the peers"
     peers.mkdir()
-    done = run(machine, tmp_path / "out", peers)
+    done = run(machine, what, tmp_path / "out", peers)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert verdicts(done) == dict.fromkeys(PARTS, "OK")
-    assert done.stdout.count("ERROR SUMMARY: 0 errors") == 3
+    assert verdicts(done) == dict.fromkeys(PARTS[what], "OK")
+    assert done.stdout.count("ERROR SUMMARY: 0 errors") == (3 if what == "kernels" else 0)
     assert "12 passed" in done.stdout
     assert "PASS something" in done.stdout
+    assert ("one token (the median of 3)" in done.stdout.split("== parts")[1]) == (what == "decode")
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert files == {"summary.txt", "build.log", "tests.log", "sanitizer.log", "benchmarks.log", "tuned.json"}
+    assert files == {"summary.txt", "build.log", "tests.log", "benchmarks.log"} | FILES[what]
+    assert len(files) <= 8
     assert "archs 90a" in (tmp_path / "out/build.log").read_text()
     log = (tmp_path / "out/benchmarks.log").read_text()
-    assert f"--peers {peers} table {tmp_path}/out/tuned.json" in log
+    assert (f"--peers {peers}" in log) == (what != "decode")
+    assert ("table none" in log) == (what != "kernels")
     assert done.stdout.endswith((tmp_path / "out/summary.txt").read_text())
+
+
+def test_later_calls_choose_by_the_table_of_the_first(machine: dict[str, str], tmp_path: Path) -> None:
+    run(machine, "kernels", tmp_path / "out")
+    assert f"table {tmp_path}/out/tuned.json" in (tmp_path / "out/benchmarks.log").read_text()
+    for path in (tmp_path / "out").iterdir():  # as the lent machine does between calls
+        path.unlink()
+    run(machine, "decode", tmp_path / "out")
+    assert f"table {tmp_path}/tree/build/gemm-table.json" in (tmp_path / "out/benchmarks.log").read_text()
+
+
+def test_all_is_the_three_calls_each_in_a_folder(machine: dict[str, str], tmp_path: Path) -> None:
+    done = run(machine, "all", tmp_path / "out", FAKE_FAIL="tuner")
+    assert done.returncode == 1
+    assert done.stdout.count("== parts") == 3
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(PARTS)
+    assert (tmp_path / "out/decode/decode.json").exists()
 
 
 @pytest.mark.parametrize(("capability", "arch"), [("8.0", "80"), ("12.0", "120")])
@@ -87,14 +138,14 @@ def test_the_gpu_names_the_architecture(machine: dict[str, str], tmp_path: Path,
 def test_a_part_that_fails_stops_no_other(machine: dict[str, str], tmp_path: Path, part: str) -> None:
     done = run(machine, tmp_path / "out", FAKE_FAIL=part)
     assert done.returncode == 1
-    assert verdicts(done) == {name: "FAILED" if name.split(",")[0] == part else "OK" for name in PARTS}
+    assert verdicts(done) == {name: "FAILED" if name.split(",")[0] == part else "OK" for name in PARTS["kernels"]}
     assert f"{part} went wrong" in done.stdout
 
 
 def test_without_a_build_nothing_else_runs(machine: dict[str, str], tmp_path: Path) -> None:
     done = run(machine, tmp_path / "out", FAKE_FAIL="build")
     assert done.returncode == 1
-    assert verdicts(done) == {"build": "FAILED", "tests, sanitizer, tuner, benchmarks": "SKIPPED"}
+    assert verdicts(done) == {"build": "FAILED", "all after it": "SKIPPED"}
 
 
 def test_a_part_that_hangs_is_ended(machine: dict[str, str], tmp_path: Path) -> None:
@@ -148,24 +199,25 @@ def test_a_missing_gpu_is_named(machine: dict[str, str], tmp_path: Path, answer:
 
 def test_a_dry_run_runs_nothing(machine: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "bin/nvidia-smi").unlink()
-    done = run(machine, "--dry-run", tmp_path / "out")
+    done = run(machine, "--dry-run", "all", tmp_path / "out")
     assert done.returncode == 0
-    for part in PARTS:
+    for part in (part for parts in PARTS.values() for part in parts):
         assert f"== {part} (at most" in done.stdout
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["a", "b", "c"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["out"], ["prefill", "out"], ["decode", "a", "b", "c"]])
 def test_wrong_arguments_show_how_it_is_used(machine: dict[str, str], arguments: list[str]) -> None:
-    done = run(machine, *arguments)
+    done = call(machine, *arguments)
     assert done.returncode == 2
-    assert "bash benchmarks/run_gpu.sh OUT [PEERS]" in done.stdout
+    assert "bash benchmarks/run_gpu.sh kernels OUT [PEERS]" in done.stdout
 
 
-def test_the_limits_of_all_parts_fit_into_ten_minutes(machine: dict[str, str], tmp_path: Path) -> None:
-    done = run(machine, "--dry-run", tmp_path / "out")
+@pytest.mark.parametrize("what", PARTS)
+def test_the_limits_of_all_parts_fit_into_ten_minutes(machine: dict[str, str], tmp_path: Path, what: str) -> None:
+    done = run(machine, "--dry-run", what, tmp_path / "out")
     limits = [int(line.split("at most ")[1].split(" s)")[0]) for line in done.stdout.splitlines() if "(at most" in line]
-    assert len(limits) == len(PARTS)
+    assert len(limits) == len(PARTS[what])
     assert sum(limits[:-1]) <= 585 - 100  # what is left to the benchmarks when every other part runs out of time
     assert os.access(SCRIPT, os.X_OK)
 
