@@ -50,10 +50,10 @@ class RandomEngine:
         positions = max_context + ROOM
         hf = config.to_dict() | {"max_position_embeddings": positions}
         checkpoint = random_weights.checkpoint(config, device, variant.group)
-        read_config, model_class = registry.definition(hf)
+        definition = registry.definition(hf)
         dtype = getattr(torch, str(config.dtype).removeprefix("torch."))
         weights = WeightReader(checkpoint, dtype, torch.device(device))
-        self.model = model_class(read_config(hf, Path()), weights, num_positions=positions)
+        self.model = definition.model(definition.read_config(hf, Path()), weights, num_positions=positions)
         self.device = torch.device(device)
         self._vocab_size = config.vocab_size
         wanted = kv_cache.block_bytes(self.model, BLOCK_SIZE, variant.kv_cache_dtype) * -(-num_tokens // BLOCK_SIZE)
