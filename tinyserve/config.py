@@ -137,7 +137,7 @@ class EngineConfig:
     max_num_requests: int = 64  # running at once
     max_batch_tokens: int | None = None  # of one step; None: by device, see engine/engine.py
     max_slowdown: float = 2.0  # of a decode step by prompts beside it; above 1, infinity: no limit. See engine/pace.py
-    min_step_ms: float = 25.0  # that a step with prompts in it may take, however short a decode step is
+    min_step_ms: float = 20.0  # that a step with prompts in it may take, however short a decode step is
     num_speculative_tokens: int = 0  # guessed by looking back in the text and checked together; 0: off
     enforce_eager: bool = False  # no step is recorded: no CUDA graphs, no tapes on a CPU; see engine/recording.py
     prefix_cache: bool = True  # requests that begin alike share keys and values

@@ -127,7 +127,7 @@ def add_model_flags(flags: argparse.ArgumentParser, model_path: bool = True) -> 
         type=float,
         default=EngineConfig.min_step_ms,
         metavar="MS",
-        help="that a step with a prompt in it may take even where that is slower than --max-slowdown (25)",
+        help="that a step with a prompt in it may take even where that is slower than --max-slowdown (20)",
     )
     group.add_argument(
         "--enforce-eager",
