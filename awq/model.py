@@ -23,9 +23,10 @@ from awq.model_map import ModelMap, model_map
 from awq.network import compute_dtype, named_dtype
 from awq.quantize import QuantConfig
 from awq.results import ModelIdentity
-from awq.skeleton import COMPUTED, Skeleton, build_skeleton
+from awq.skeleton import COMPUTED, SAME_LANGUAGE_MODEL, Skeleton, build_skeleton
 
 ADAPTER_FILE = "adapter_config.json"  # of peft
+EMBEDDING = "model.embed_tokens.weight"  # in a checkpoint of LLaVA's own code
 
 
 @dataclass(frozen=True)
@@ -129,12 +130,20 @@ def open_model(path: Path) -> ModelFolder:
     checkpoint = open_checkpoint(path)
     if checkpoint.quant is not None:
         raise UserError(f"--model_path {path} is already quantized; the 16-bit model is needed here")
-    skeleton = build_skeleton(path, checkpoint.config, checkpoint.names())
+    skeleton = build_skeleton(path, _with_stored_vocabulary(checkpoint), checkpoint.names())
     model = ModelFolder(path, checkpoint, skeleton, model_map(skeleton))
     _check_tensors(model)
     if not model.linears():
         raise UserError(f"{path}: the decoder blocks of {checkpoint.config['architectures'][0]} hold no Linear")
     return model
+
+
+def _with_stored_vocabulary(checkpoint: Checkpoint) -> dict[str, Any]:
+    """LLaVA's code adds tokens for images to a vocabulary without always saying so in config.json."""
+    architectures = checkpoint.config.get("architectures") or [""]
+    if architectures[0] not in SAME_LANGUAGE_MODEL or not checkpoint.has(EMBEDDING):
+        return checkpoint.config
+    return {**checkpoint.config, "vocab_size": checkpoint.shape(EMBEDDING)[0]}
 
 
 def _check_tensors(model: ModelFolder) -> None:

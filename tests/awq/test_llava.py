@@ -104,6 +104,21 @@ def test_the_whole_path(layout: str, model: Any, photos: Path, tmp_path: Path) -
     assert perplexity(folder, text) != fake
 
 
+def test_tokens_added_to_the_vocabulary_of_which_the_configuration_says_nothing(photos: Path, tmp_path: Path) -> None:
+    model = tiny_llava.make(text={"intermediate_size": 128})
+    model.resize_token_embeddings(323)
+    folder, dump, text = (tmp_path / name for name in ("model", "quantized", "text.txt"))
+    tiny_llava.save_original(model.half(), folder, torch_dtype="float16", vocab_size=320)
+    tiny_llava.processor(model).save_pretrained(folder)
+    tiny_model.save_tokenizer(folder)
+    text.write_text(tiny_model.TEXT * 4)
+    search = ["--run_awq", "--dump_awq", str(tmp_path / "r.pt"), "--calib_images", str(photos), "--n_samples", "2"]
+    write = ["--seqlen", "48", "--q_backend", "real", "--dump_quant", str(dump)]
+    entry.main(["--model_path", str(folder), *BITS, *search, *write])
+    assert load_model(dump).config.vocab_size == 323
+    assert perplexity(folder, text, *BITS, "--load_quant", dump) == pytest.approx(perplexity(folder, text), rel=0.5)
+
+
 def test_a_language_model_alone_is_converted_with_what_images_need(model: Any, tmp_path: Path) -> None:
     folder = save("original", model, tmp_path / "model")
     entry.main(["--model_path", str(folder), *BITS, "--q_backend", "real", "--dump_quant", str(tmp_path / "x.pt")])

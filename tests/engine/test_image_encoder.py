@@ -57,6 +57,19 @@ def test_each_image_gets_its_own(model: SeeingModel, make_encoder: Callable[...,
     assert min(lease.timing.decode_s, lease.timing.preprocess_s, lease.timing.vision_s) > 0
 
 
+def test_progress_is_seen_before_all_images_of_a_request_are_encoded(
+    model: SeeingModel, make_encoder: Callable[..., ImageEncoder]
+) -> None:
+    model.may_run.clear()
+    encoder = make_encoder()
+    lease = encoder.submit(IMAGES[:3])
+    wait_until(lambda: encoder.progress == 3)  # decoded; the tower is held back
+    assert encoder.num_encoded == 0
+    model.may_run.set()
+    assert len(lease.embeddings.result(20)) == 3
+    assert encoder.progress == 4
+
+
 def test_what_is_known_is_not_encoded_again(model: SeeingModel, make_encoder: Callable[..., ImageEncoder]) -> None:
     encoder = make_encoder()
     for _ in range(3):

@@ -2,15 +2,19 @@
 
 import importlib.util
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pictures import file_of, picture
 from seeing import SPEC
+from tiny_model import save_tokenizer
+from transformers import AutoTokenizer
 
 from tinyserve.engine.generator import RequestError
 from tinyserve.engine.image_file import ImageFile
-from tinyserve.engine.image_prompt import PLACEHOLDER, ImagePrompt, tokenize
+from tinyserve.engine.image_prompt import PLACEHOLDER, ImagePrompt, check_tokens, tokenize
+from tinyserve.engine.preparation import Preparation
 from tinyserve.engine.tokenizer import Tokenizer
 
 WIDE, TALL = (ImageFile.read(file_of(picture("RGB", *size))) for size in [(90, 20), (20, 31)])
@@ -68,6 +72,23 @@ def test_a_text_model_takes_the_mark_for_text_and_refuses_images(tokenizer: Toke
 def test_start_and_end_marks_where_the_checkpoint_wants_them(bytes_tokenizer: Tokenizer) -> None:
     around = tokenize("A<image>B", [TALL], bytes_tokenizer, replace(SPEC, start_end=True))
     assert around == tokenize("A<im_start><image><im_end>B", [TALL], bytes_tokenizer, SPEC)
+
+
+def test_marks_that_the_tokenizer_lacks_are_refused(bytes_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    marked = replace(SPEC, start_end=True)
+    check_tokens(bytes_tokenizer, SPEC)
+    check_tokens(bytes_tokenizer, None)
+    with pytest.raises(ValueError, match=r"mm_use_im_start_end .* it has no <im_start> and no <im_end>"):
+        check_tokens(bytes_tokenizer, marked)
+    save_tokenizer(tmp_path)
+    fast = AutoTokenizer.from_pretrained(tmp_path)
+    fast.add_tokens(["<im_start>"], special_tokens=True)
+    fast.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="it has no <im_end>"):
+        Preparation(Tokenizer(tmp_path), 300, 100, 0, marked)
+    fast.add_tokens(["<im_end>"], special_tokens=True)
+    fast.save_pretrained(tmp_path)
+    Preparation(Tokenizer(tmp_path), 300, 100, 0, marked)
 
 
 def test_fastchats_mark(with_bos: Tokenizer) -> None:

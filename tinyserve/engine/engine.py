@@ -151,6 +151,7 @@ class Engine:
             accepted_tokens=self._accepted_tokens,
             num_encoding=0 if encoder is None else encoder.num_pending,
             encoded_images=0 if encoder is None else encoder.num_encoded,
+            encoding_progress=0 if encoder is None else encoder.progress,
         )
 
     def step(self) -> list[Output]:

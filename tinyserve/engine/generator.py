@@ -38,6 +38,7 @@ class EngineStats:
     accepted_tokens: int = 0  # those that were right
     num_encoding: int = 0  # requests whose images are being encoded, or wait for it
     encoded_images: int = 0  # since the start
+    encoding_progress: int = 0  # changes while images are encoded, more often than the number of those that are
 
 
 class Generator(Protocol):

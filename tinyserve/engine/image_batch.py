@@ -5,7 +5,7 @@ It decides how many tiles the tower sees at once. What fails is told for each im
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
@@ -20,11 +20,12 @@ MAX_TILES = 16  # of one run of the tower: 22 MB of pixels at 336 px, and the to
 
 
 class ImageBatch:
-    """Encodes with one model, once."""
+    """Encodes with one model, once. Args: model; on_progress, called after each image decoded and run of the tower."""
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: LanguageModel, on_progress: Callable[[], None] = lambda: None) -> None:
         assert model.image_spec is not None
         self._model = model
+        self._on_progress = on_progress
         self._spec = model.image_spec
         self._waiting: list[tuple[ImageFile, Tensor]] = []  # tiles fp32 [tiles, 3, S, S]
         self._results: dict[bytes, Tensor | Exception] = {}
@@ -51,6 +52,7 @@ class ImageBatch:
         tiles = pixels(picture, self._spec)
         self.timing.decode_s += decoded - start
         self.timing.preprocess_s += time.perf_counter() - decoded
+        self._on_progress()
         return tiles
 
     def _run(self) -> None:
@@ -71,3 +73,4 @@ class ImageBatch:
     def _tower(self, batch: list[tuple[ImageFile, Tensor]]) -> None:
         embeddings = self._model.encode_images([(tiles, (image.width, image.height)) for image, tiles in batch])
         self._results.update(zip((image.digest for image, _ in batch), embeddings, strict=True))
+        self._on_progress()

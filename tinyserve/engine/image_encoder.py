@@ -54,6 +54,7 @@ class ImageEncoder:
         self._is_closed = False
         self._thread: threading.Thread | None = None
         self.num_encoded = 0  # images, since the start
+        self.progress = 0  # grows while images are encoded, many of which may take minutes together
 
     @property
     def num_pending(self) -> int:
@@ -116,13 +117,16 @@ class ImageEncoder:
                     break
                 images = {image.digest: image for lease in self._in_work for image in lease.images}
                 new = [image for digest, image in images.items() if digest not in self._cache]
-            batch = ImageBatch(self._model)
+            batch = ImageBatch(self._model, self._count_progress)
             results = batch.encode(new)
             with self._wake:
                 self._finish(results, batch.timing)
         for lease in (*self._in_work, *self._queue):
             if not lease.embeddings.done():
                 lease.embeddings.set_exception(RuntimeError("the engine is closed"))
+
+    def _count_progress(self) -> None:
+        self.progress += 1  # by the one thread
 
     def _take(self) -> bool:
         """Moves the first of the queue into work, as many as may be encoded together. False: none.

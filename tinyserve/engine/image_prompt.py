@@ -15,6 +15,7 @@ from tinyserve.models.image_spec import ImageSpec
 
 MARK = "<image>"
 FASTCHAT_MARK = "$$<image>$$"  # what FastChat's servers write in its place
+AROUND = ("<im_start>", "<im_end>")  # what LLaVA puts around an image where mm_use_im_start_end says so
 PLACEHOLDER = -200  # LLaVA's IMAGE_TOKEN_INDEX: no vocabulary has it, so nothing can take it for text
 
 
@@ -26,6 +27,17 @@ class ImagePrompt:
     @property
     def text_ids(self) -> list[int]:
         return [token_id for token_id in self.token_ids if token_id >= 0] if self.starts else self.token_ids
+
+
+def check_tokens(tokenizer: Tokenizer, spec: ImageSpec | None) -> None:
+    """Raises ValueError where a model wants tokens around its images that the tokenizer cuts into pieces."""
+    if spec is not None and spec.start_end:
+        unknown = [token for token in AROUND if len(tokenizer.encode(token, adds_bos=False)) != 1]
+        if unknown:
+            raise ValueError(
+                f"config.json: mm_use_im_start_end needs {' and '.join(AROUND)} among the tokenizer's tokens, but it "
+                f"has no {' and no '.join(unknown)}"
+            )
 
 
 def tokenize(prompt: str, images: Sequence[ImageFile], tokenizer: Tokenizer, spec: ImageSpec | None) -> ImagePrompt:
@@ -43,7 +55,7 @@ def tokenize(prompt: str, images: Sequence[ImageFile], tokenizer: Tokenizer, spe
         return ImagePrompt(tokenizer.encode(prompt), ())
     prompt = prompt.replace(FASTCHAT_MARK, MARK)
     if spec.start_end:
-        prompt = prompt.replace(MARK, f"<im_start>{MARK}<im_end>")
+        prompt = prompt.replace(MARK, MARK.join(AROUND))
     first, *others = prompt.split(MARK)
     if len(others) != len(images):
         raise RequestError(

@@ -15,7 +15,7 @@ from tinyserve.engine.constraint import Constraint
 from tinyserve.engine.detokenizer import Detokenizer
 from tinyserve.engine.generator import CONTEXT_OVERFLOW, OUT_OF_RANGE, VALIDATION, RequestError
 from tinyserve.engine.image_file import ImageFile
-from tinyserve.engine.image_prompt import MARK, ImagePrompt, tokenize
+from tinyserve.engine.image_prompt import MARK, ImagePrompt, check_tokens, tokenize
 from tinyserve.engine.ngram import NgramIndex
 from tinyserve.engine.request import Request, Span, Timing
 from tinyserve.engine.sampling_state import SamplingState
@@ -44,7 +44,11 @@ class PreparedRequest:
 
 
 class Preparation:
-    """Args: tokenizer; vocab_size; context_length in tokens; seed where none is given; image_spec, None: text only."""
+    """Args: tokenizer; vocab_size; context_length in tokens; seed where none is given; image_spec, None: text only.
+
+    Raises:
+        ValueError: the tokenizer lacks a token that image_spec asks for.
+    """
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class Preparation:
         seed: int,
         image_spec: ImageSpec | None = None,
     ) -> None:
+        check_tokens(tokenizer, image_spec)
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._context_length = context_length
