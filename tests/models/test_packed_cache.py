@@ -1,5 +1,6 @@
 """Packed weights kept on disk: used only where they are whole and still those of the checkpoint."""
 
+import fcntl
 import logging
 import os
 from collections.abc import Callable
@@ -245,6 +246,36 @@ def test_a_full_disk_keeps_what_was_there(folder: Path) -> None:
         run(folder)
     assert files(folder) == [path]
     assert path.read_bytes() == content
+
+
+def unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
+
+
+def test_what_a_killed_process_has_left_is_written_over(folder: Path) -> None:
+    run(folder)
+    [path] = files(folder)
+    content = path.read_bytes()
+    path.unlink()
+    unfinished(path).write_bytes(b"half of it" * 100_000)
+    run(folder)
+    assert files(folder) == [path]
+    assert path.read_bytes() == content
+
+
+def test_what_another_process_is_writing_is_left_to_it(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = run(folder)
+    [path] = files(folder)
+    path.unlink()
+    with unfinished(path).open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(b"theirs")
+        file.flush()
+        caplog.set_level(logging.INFO)
+        assert torch.equal(run(folder), expected)
+    assert f"another process is writing {path}" in caplog.text
+    assert files(folder) == [unfinished(path)]
+    assert unfinished(path).read_bytes() == b"theirs"
 
 
 def test_what_is_no_folder_is_refused(folder: Path, tmp_path: Path) -> None:

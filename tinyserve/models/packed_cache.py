@@ -6,15 +6,18 @@ checkpoint's files (names, sizes, times of change), dtype and rounding, and the 
 themselves give a sample, so that no number has to be raised by whoever changes one. Knows no tensor names.
 """
 
+import fcntl
 import hashlib
 import logging
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 import torch
 
-from awq.formats.output import new_file
 from tinyserve import ops
 from tinyserve.models.packed_file import DamagedFile, Empty, PackedFile, Weight, write_packed
 from tinyserve.ops import PackedWeight, PackedWeight8
@@ -100,8 +103,11 @@ class PackedCache:
             return
         start = time.perf_counter()
         try:
-            with new_file(self._path, overwrite=True) as path:
-                write_packed(path, self._facts, self._weights)
+            with _new_file(self._path) as file:
+                write_packed(file, self._facts, self._weights)
+        except BlockingIOError:
+            _log.info("packed weights: another process is writing %s", self._path)
+            return
         except OSError as error:
             _log.warning("packed weights: %s cannot be written (%s): the next start packs again", self._path, error)
             return
@@ -129,6 +135,30 @@ class PackedCache:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[FileIO]:
+    """A file that takes its name when the block ends without an error, and is gone otherwise.
+
+    Its temporary name is always the same, so that what a killed process leaves, gigabytes, is there once at most.
+
+    Raises:
+        BlockingIOError: another process writes it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    with FileIO(temporary, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not temporary.exists() or not os.path.samestat(os.fstat(file.fileno()), temporary.stat()):
+            raise BlockingIOError  # it was another's, who has given it its name
+        try:
+            file.truncate(0)
+            yield file
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def _text(dtype: torch.dtype) -> str:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import RawIOBase
+from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,10 +48,11 @@ class _Place:
     start: int  # bytes from the file's beginning
 
 
-def write_packed(path: Path, facts: Mapping[str, str], weights: Mapping[str, PackedWeight | PackedWeight8]) -> None:
-    """Writes a new file.
+def write_packed(file: FileIO, facts: Mapping[str, str], weights: Mapping[str, PackedWeight | PackedWeight8]) -> None:
+    """Writes all of it.
 
     Args:
+        file: empty.
         facts: what PackedFile.facts will be.
         weights: on the CPU, by name.
 
@@ -75,12 +76,11 @@ def write_packed(path: Path, facts: Mapping[str, str], weights: Mapping[str, Pac
     description["crc32"] = _header_sum(header, description)
     text = json.dumps({"__metadata__": {DESCRIPTION: json.dumps(description)}, **header}).encode()
     text += b" " * (-(8 + len(text)) % HEADER_ALIGNMENT)
-    with path.open("wb", buffering=0) as file:
-        for piece in (len(text).to_bytes(8, "little"), text):
-            _write_all(file.fileno(), memoryview(piece))
-        for tensor in tensors:
-            for bytes_of_it in _pieces(tensor):
-                _write_all(file.fileno(), bytes_of_it)
+    for piece in (len(text).to_bytes(8, "little"), text):
+        _write_all(file, memoryview(piece))
+    for tensor in tensors:
+        for bytes_of_it in _pieces(tensor):
+            _write_all(file, bytes_of_it)
 
 
 class PackedFile:
@@ -93,7 +93,7 @@ class PackedFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("rb", buffering=0)
+        self._file = FileIO(path)
         try:
             tensors, description, data_start = _read_header(self._file, path.stat().st_size)
         except BaseException:
@@ -146,7 +146,7 @@ class PackedFile:
         return zlib.crc32(piece)
 
 
-def _read_header(file: RawIOBase, size: int) -> tuple[dict[str, Any], dict[str, Any], int]:
+def _read_header(file: FileIO, size: int) -> tuple[dict[str, Any], dict[str, Any], int]:
     """The tensors' places, the description, and the byte where tensors begin, of a file of `size` bytes."""
     length = int.from_bytes(file.read(8) or b"", "little")
     if not 0 < length <= MAX_HEADER_BYTES:
@@ -183,6 +183,6 @@ def _header_sum(tensors: Mapping[str, Any], description: Mapping[str, Any]) -> i
     return zlib.crc32(json.dumps([tensors, description], sort_keys=True).encode())
 
 
-def _write_all(file: int, piece: memoryview) -> None:
+def _write_all(file: FileIO, piece: memoryview) -> None:
     while piece:
-        piece = piece[os.write(file, piece) :]
+        piece = piece[file.write(piece) :]
