@@ -230,7 +230,8 @@ extensions = [
 if shutil.which("nvcc") and sources("csrc/cuda/*.cu") and not os.environ.get("TINYSERVE_SANITIZE"):
     extensions.append(Extension("tinyserve._cuda", sources=[], py_limited_api=True))
 
-TEST = ["pytest", "pytest-asyncio", "httpx", "hypothesis", "jsonschema", "regex", "peft", "bitsandbytes", "matplotlib"]
+TEST = ["pytest", "pytest-asyncio", "pytest-xdist", "httpx", "hypothesis", "jsonschema", "regex"]
+TEST += ["peft", "bitsandbytes", "matplotlib"]
 # To look at the machine code of the CUDA kernels that were built.
 DISASSEMBLER = [
     f"{name}; sys_platform == 'linux' and platform_machine == 'x86_64'"
