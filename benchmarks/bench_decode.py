@@ -3,9 +3,11 @@
     python -m benchmarks.bench_decode MODEL [--precision W16A16] [--cpu-compute exact] [--batches 1 4 16] [--prompt 512]
     python -m benchmarks.bench_decode MODEL --peer PYTHON MODEL.gguf     llama.cpp too, in turn, on as many threads
 
-The engine runs alone, without HTTP, on random prompts. The limits are measured first, on the same threads: a decode
-step has to read every weight once and the keys and values of every request, so its limit is bytes over read
-bandwidth; prefill's is multiplications over what the machine's own fp32 matrix product reaches.
+The engine runs alone, without HTTP, on random prompts; on a GPU where there is one. The limits are measured first, on
+the same threads: a decode step has to read every weight once and the keys and values of every request, so its limit is
+bytes over read bandwidth (a GPU's: of a copy); prefill's is multiplications over what torch's own matrix product
+reaches, in fp32, on a GPU in bfloat16. A step is timed until its tokens are on the host. bench_decode_gpu.py needs no
+checkpoint, but a GPU.
 """
 
 import tinyserve  # noqa: F401  before torch: it says how OpenMP's threads wait
@@ -26,26 +28,21 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import describe, forget_peak_memory, peak_memory_bytes, write_results
+from benchmarks.machine import describe, write_results
+from benchmarks.machine_limits import DTYPE, Limits, measure_limits
+from benchmarks.peak_memory import forget_peak_memory, peak_memory_bytes
 from tinyserve import ops
 from tinyserve.config import EngineConfig, KvCacheDtype, SamplingParams
 from tinyserve.engine import kv_cache
 from tinyserve.engine.engine import Engine
 from tinyserve.engine.tokenizer import Tokenizer
+from tinyserve.engine.warm_up import warm_up
 from tinyserve.layers.linear import W4A8Linear
 from tinyserve.models.language_model import LanguageModel
 from tinyserve.models.loader import load_model
 
-BANDWIDTH_ELEMENTS = 1 << 27  # fp32: 512 MB, far beyond any cache
 INT8_RATE = 4  # products of bytes in the place of one of fp32
 PEER = Path(__file__).parent / "peer_llamacpp.py"
-PEAK_SIZE = 1024  # rows, columns and depth of the matrix product
-
-
-@dataclass(frozen=True)
-class Limits:
-    read_bytes_per_s: float
-    flops_per_s: float  # fp32, a multiplication and an addition counting as two
 
 
 @dataclass(frozen=True)
@@ -70,21 +67,6 @@ class Measurement:
     def decode_limit(self, limits: Limits) -> float:
         """Tokens per second if a step took no longer than reading its bytes."""
         return self.batch * limits.read_bytes_per_s / (self.weight_bytes + self.kv_bytes)
-
-
-def measure_limits(repeats: int = 7) -> Limits:
-    """The best of several tries: others on the machine can only make it slower."""
-    matrix, vector = torch.ones(BANDWIDTH_ELEMENTS // 4096, 4096), torch.ones(4096)
-    square = torch.ones(PEAK_SIZE, PEAK_SIZE)
-    read = min(_seconds(lambda: torch.mv(matrix, vector)) for _ in range(repeats))
-    multiply = min(_seconds(lambda: torch.mm(square, square)) for _ in range(repeats))
-    return Limits(4 * BANDWIDTH_ELEMENTS / read, 2 * PEAK_SIZE**3 / multiply)
-
-
-def _seconds(work: Any) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def measure(
@@ -194,7 +176,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quant-path", type=Path)
     parser.add_argument("--precision", choices=["W4A16", "W16A16"], default="W4A16")
     parser.add_argument("--cpu-compute", choices=["int8", "exact"], default="int8")
-    parser.add_argument("--kv-cache-dtype", choices=["auto", "int8"], default="auto")
+    parser.add_argument("--kv-cache-dtype", choices=["auto", "int8", "fp8"], default="auto")
+    parser.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs, no tapes on a CPU")
     parser.add_argument("--dtype", choices=["auto", "float16", "bfloat16", "float32"], default="auto")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--prompt", type=int, default=512, help="tokens of each prompt")
@@ -246,10 +229,11 @@ def main() -> None:
         max_num_requests=max(arguments.batches),
         prefix_cache=False,  # every repetition computes its prompts
         max_slowdown=math.inf,  # prompts as fast as they go: nobody reads beside them
+        enforce_eager=arguments.enforce_eager,
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    limits = measure_limits()
-    forget_peak_memory()  # that was not the model's
+    limits = measure_limits(device)
+    forget_peak_memory(device)  # that was not the model's
     start = time.perf_counter()
     model = load_model(
         config.model_path,
@@ -261,11 +245,15 @@ def main() -> None:
     )
     load_s = time.perf_counter() - start
     engine = Engine(config, model, Tokenizer(config.model_path))
+    if device == "cuda":  # CUDA graphs
+        warm_up(engine._scheduler, engine._runner, engine._pace, engine.context_length)
     settings = {k: v.name if isinstance(v, Path) else str(v) for k, v in vars(arguments).items()}
     settings |= {"threads": str(torch.get_num_threads()), "dtype": str(model.dtype)}
     settings["peer"] = Path(arguments.peer[1]).name if arguments.peer else "None"
     print(f"{arguments.model}, {config.precision}, {model.dtype}, {torch.get_num_threads()} threads")
-    print(f"limits: read {limits.read_bytes_per_s / 1e9:.1f} GB/s, fp32 {limits.flops_per_s / 1e9:.0f} GFLOP/s")
+    print(
+        f"limits: read {limits.read_bytes_per_s / 1e9:.1f} GB/s, {DTYPE[device]} {limits.flops_per_s / 1e9:.0f} GFLOP/s"
+    )
     print("batch prompt  prefill tok/s of limit  decode tok/s of limit  step ms")
     # of a prompt's tokens only the last passes lm_head
     flops_per_token = 2.0 * sum(linear.num_weights for linear in model.linears[:-1])
@@ -281,7 +269,7 @@ def main() -> None:
             rows[-1]["llama.cpp"] = compare(result, measure_peer(result, arguments))
         if arguments.profile and device == "cpu":
             rows[-1]["profile"] = profile(engine, batch, arguments.prompt, arguments.new)
-    memory = {"load_s": load_s, "peak_memory_bytes": peak_memory_bytes()}
+    memory = {"load_s": load_s, "peak_memory_bytes": peak_memory_bytes(device)}
     print(cost(memory))
     results = {"machine": describe(), "build": ops.build_info(), "settings": settings, **memory}
     path = write_results(arguments.name, results | {"limits": asdict(limits), "batches": rows})

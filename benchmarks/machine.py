@@ -1,6 +1,5 @@
 """What machine and which versions a measurement belongs to, and the file it is written to."""
 
-import contextlib
 import datetime
 import json
 import os
@@ -40,22 +39,6 @@ def cpu_name() -> str:
     if "cpu family" in facts and not re.search(r"\d", name):
         name += f" (family {facts['cpu family']}, model {facts['model']})"
     return name
-
-
-def peak_memory_bytes() -> int | None:
-    """The most that this process has had in memory so far, files mapped into it included; None: not known here."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return None
-    found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
-
-
-def forget_peak_memory() -> None:
-    """What peak_memory_bytes tells begins anew, where the system can do that."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def write_results(name: str, results: dict[str, Any], path: Path | None = None) -> Path:

@@ -22,6 +22,7 @@ from benchmarks.decode.random_engine import ROOM, RandomEngine
 from benchmarks.decode.task import Row, Task
 from benchmarks.decode.variant import Variant
 from benchmarks.kernels.rivals import describe
+from benchmarks.peak_memory import forget_peak_memory, peak_memory_bytes
 
 
 def rows(task: Task) -> Iterator[Row]:
@@ -40,7 +41,7 @@ def rows(task: Task) -> Iterator[Row]:
             "kv_cache_tokens": made.engine.stats().total_blocks * made.engine._blocks.block_size,
         }
         yield from of_variant(task, variant, made, with_trace=index == 0)
-        yield {"kind": "memory", "variant": str(variant), "peak_bytes": peak_bytes(task.device)}
+        yield {"kind": "memory", "variant": str(variant), "peak_bytes": peak_memory_bytes(task.device)}
         del made
         release(task.device)
     if task.compared_prompt:
@@ -130,16 +131,11 @@ def torch_row(task: Task) -> Row:
     }
 
 
-def peak_bytes(device: str) -> int | None:
-    """Of the GPU's memory, in this process so far."""
-    return torch.cuda.max_memory_allocated() if device == "cuda" else None
-
-
 def release(device: str) -> None:
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    forget_peak_memory(device)
 
 
 def main() -> None:
