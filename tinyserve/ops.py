@@ -9,7 +9,7 @@ import functools
 import importlib
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,18 @@ def w4a16_pack(codes: Tensor, scales: Tensor, zeros: Tensor, *, dtype: torch.dty
     qweight, qparams = _kernel("w4a16_pack", codes.device.type)(codes, scales, zeros, dtype)
     n, k = codes.shape
     return PackedWeight(qweight, qparams, n, k, k // scales.shape[1])
+
+
+def w4a16_join(weights: Sequence[PackedWeight]) -> PackedWeight | None:
+    """The rows of all, one below the other; None where that takes packing anew: a weight ends within a tile of rows."""
+    first = weights[0]
+    rows = {2: 1, 3: 32, 5: 64}[first.qweight.dim()]  # of a tile: the fallback's layout, a CPU's, CUDA's
+    if len({(weight.k, weight.group_size, weight.qparams.dtype) for weight in weights}) > 1:
+        return None
+    if any(weight.n % rows for weight in weights[:-1]):
+        return None
+    qweight, qparams = (torch.cat([getattr(w, part) for w in weights]) for part in ("qweight", "qparams"))
+    return PackedWeight(qweight, qparams, sum(weight.n for weight in weights), first.k, first.group_size)
 
 
 def w4a16_dequantize(weight: PackedWeight, dtype: torch.dtype) -> Tensor:

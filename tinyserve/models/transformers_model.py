@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from awq.skeleton import build_skeleton
+from tinyserve.layers import transformers_attention
 from tinyserve.layers.attention import BatchLayout, LayerCache
-from tinyserve.models import transformers_attention
+from tinyserve.layers.transformers_attention import BATCH, Batch, Heads, PagedBatch, Survey
 from tinyserve.models.image_spec import ImageSpec
 from tinyserve.models.llama import Inserted
-from tinyserve.models.transformers_attention import BATCH, Batch, Heads, PagedBatch, Survey
 from tinyserve.models.transformers_config import TransformersConfig
 from tinyserve.models.transformers_weights import fill
 from tinyserve.models.weights import WeightReader
@@ -107,16 +107,16 @@ class TransformersModel:
             other = self._run(torch.tensor([2, 1], device=self.device), positions, Survey())
         except (TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
             raise ValueError(f"{config.architecture} cannot be served: {error}") from error
-        if survey.heads.keys() != set(range(config.num_layers)):
+        if survey.layers.keys() != set(range(config.num_layers)):
             raise ValueError(
-                f"{config.architecture} cannot be served: of {config.num_layers} layers {len(survey.heads)} attend "
+                f"{config.architecture} cannot be served: of {config.num_layers} layers {len(survey.layers)} attend "
                 "through transformers' registry of attention functions"
             )
-        if len(set(survey.heads.values())) > 1:
+        if len({handed.heads for handed in survey.layers.values()}) > 1:
             raise ValueError(f"{config.architecture} cannot be served: its layers have different heads")
         if not torch.equal(first[1], other[1]):
             raise ValueError(f"{config.architecture} cannot be served: tokens meet outside of attention")
-        return survey.heads[0]
+        return survey.layers[0].heads
 
 
 def _fix_frequencies(network: nn.Module, num_positions: int) -> None:

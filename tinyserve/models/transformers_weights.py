@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from awq.skeleton import Skeleton
 from tinyserve.layers.linear import LinearLayer
 from tinyserve.layers.modules import QuantEmbedding, QuantLinear
-from tinyserve.layers.swap import is_linear, swap_norms
+from tinyserve.layers.recognition import is_linear
+from tinyserve.layers.swap import swap_norms
 from tinyserve.models.weights import WeightReader
 
 

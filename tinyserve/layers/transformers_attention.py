@@ -26,10 +26,22 @@ IGNORED = frozenset(
 
 @dataclass(frozen=True)
 class Heads:
-    """What one layer hands to its attention."""
-
     num_kv_heads: int
     head_dim: int
+
+
+@dataclass(frozen=True, eq=False)
+class Handed:
+    """What one layer has handed to its attention."""
+
+    qkv: tuple[Tensor, Tensor, Tensor]  # queries [H, T, D], keys and values [Hkv, T, D]
+    scale: float
+    window: int
+    soft_cap: float
+
+    @property
+    def heads(self) -> Heads:
+        return Heads(num_kv_heads=len(self.qkv[1]), head_dim=self.qkv[1].shape[-1])
 
 
 class Batch(Protocol):
@@ -82,20 +94,20 @@ class PagedBatch:
 
 @dataclass(eq=False)
 class Survey:
-    """Notes what each layer hands over, and answers with zeros."""
+    """Keeps what each layer hands over, and answers with zeros."""
 
-    heads: dict[int, Heads] = field(default_factory=dict)
+    layers: dict[int, Handed] = field(default_factory=dict)
 
     def attend(
         self, index: int, qkv: tuple[Tensor, Tensor, Tensor], scale: float, window: int, soft_cap: float
     ) -> Tensor:
         q, k, v = qkv
-        if index in self.heads:
+        if index in self.layers:
             raise ValueError(f"layer {index} calls its attention twice")
         if k.shape != v.shape or q.shape[-1] != k.shape[-1] or len(q) % len(k):
             shapes = ", ".join(str(list(part.shape)) for part in qkv)
             raise ValueError(f"queries, keys and values must be [heads, T, D] of one D, got {shapes}")
-        self.heads[index] = Heads(num_kv_heads=len(k), head_dim=k.shape[-1])
+        self.layers[index] = Handed(qkv, scale, window, soft_cap)
         return torch.zeros_like(q).transpose(0, 1)
 
 
