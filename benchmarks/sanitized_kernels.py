@@ -53,6 +53,18 @@ def silu_mul(size: int, dtype: torch.dtype) -> Work:
     return lambda device: ops.silu_mul(gate_up.to(device))
 
 
+def sample(vocab_size: int, dtype: torch.dtype) -> Work:
+    """Rows without and with each cut, one greedy and one that is not finite; numbers far from any token's edge."""
+    logits = (random(6, vocab_size) * 3).round().to(dtype)
+    logits[5, vocab_size // 2] = torch.nan
+    temperature = torch.tensor([1.0, 0.7, 1.5, 0.9, 0.0, 1.0])
+    top_k = torch.tensor([-1, 5, 0, 40, -1, 7], dtype=torch.int32)
+    top_p, min_p = torch.tensor([1.0, 0.8, 0.5, 1.0, 1.0, 0.9]), torch.tensor([0.0, 0.0, 0.0, 0.1, 0.0, 0.0])
+    uniform = torch.tensor([0.3, 0.7, 0.45, 0.6, 0.0, 0.5], dtype=torch.float64)
+    each = (logits, temperature, top_k, top_p, min_p, uniform)
+    return lambda device: ops.sample(*(tensor.to(device) for tensor in each))
+
+
 class Cache:
     """Three requests over a cache of 16-token blocks: a first prefill, one behind a prefix, a decode step."""
 
@@ -91,6 +103,8 @@ def works() -> Iterator[tuple[str, str, Work]]:
             yield "rms_norm", f"{channels} {name}", rms_norm(channels, dtype)
         for size in (8, 36, 4096):
             yield "silu_mul", f"{size} {name}", silu_mul(size, dtype)
+        for vocab_size in (8, 1000, 4999):
+            yield "sample", f"{vocab_size} {name}", sample(vocab_size, dtype)
         cache = Cache(dtype)
         yield "rope_kv_write", name, cache.write
         yield "paged_attention", name, cache.attend

@@ -6,38 +6,41 @@
 
 #include <torch/csrc/stable/library.h>
 
-#define TINYSERVE_SCHEMAS(m)                                                                                 \
-  m.def(                                                                                                     \
-      "w4a16_pack(Tensor codes, Tensor scales, Tensor zeros, ScalarType? dtype=None) -> "                    \
-      "(Tensor, Tensor)");                                                                                   \
-  m.def(                                                                                                     \
-      "w4a16_dequantize(Tensor qweight, Tensor qparams, int n, int k, int group_size, ScalarType dtype) "    \
-      "-> Tensor");                                                                                          \
-  m.def(                                                                                                     \
-      "w4a16_gemv(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n, int k, int group_size, "    \
-      "Tensor? residual=None, bool silu_mul=False) -> Tensor");                                              \
-  m.def(                                                                                                     \
-      "w4a16_gemm(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n, int k, int group_size, "    \
-      "Tensor? residual=None, bool silu_mul=False, int config=-1) -> Tensor");                               \
-  m.def("w4a16_gemm_configs(Tensor like) -> str");                                                           \
-  m.def(                                                                                                     \
-      "w4a8_linear(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n, int k, int group_size) "   \
-      "-> Tensor");                                                                                          \
-  m.def("w8_pack(Tensor weight) -> (Tensor, Tensor)");                                                       \
-  m.def("embedding(Tensor rows, Tensor weight) -> Tensor");                                                  \
-  m.def("w8_embedding(Tensor rows, Tensor qweight, Tensor scales, int n, ScalarType dtype) -> Tensor");      \
-  m.def("w8a8_linear(Tensor x, Tensor qweight, Tensor scales, Tensor? bias, int n) -> Tensor");              \
-  m.def("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");                                     \
-  m.def("rms_norm(Tensor x, Tensor weight, float eps, Tensor(a!)? residual=None) -> Tensor");                \
-  m.def("silu_mul(Tensor gate_up) -> Tensor");                                                               \
-  m.def(                                                                                                     \
-      "rope_kv_write(Tensor qkv, Tensor positions, Tensor cos_sin, Tensor slots, Tensor(a!) k_cache, "       \
-      "Tensor(b!) v_cache, int num_heads, Tensor(c!)? k_scales=None, Tensor(d!)? v_scales=None) -> Tensor"); \
-  m.def(                                                                                                     \
-      "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_tables, Tensor query_starts, " \
-      "Tensor context_lens, float scale, Tensor? k_scales=None, Tensor? v_scales=None, int window=0, "       \
-      "float soft_cap=0.0, Tensor? alibi_slopes=None) -> Tensor");                                           \
-  m.def("layer_norm(Tensor x, Tensor weight, Tensor? bias, float eps, Tensor(a!)? residual=None) -> Tensor")
+#define TINYSERVE_SCHEMAS(m)                                                                                  \
+  m.def(                                                                                                      \
+      "w4a16_pack(Tensor codes, Tensor scales, Tensor zeros, ScalarType? dtype=None) -> "                     \
+      "(Tensor, Tensor)");                                                                                    \
+  m.def(                                                                                                      \
+      "w4a16_dequantize(Tensor qweight, Tensor qparams, int n, int k, int group_size, ScalarType dtype) "     \
+      "-> Tensor");                                                                                           \
+  m.def(                                                                                                      \
+      "w4a16_gemv(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n, int k, int group_size, "     \
+      "Tensor? residual=None, bool silu_mul=False) -> Tensor");                                               \
+  m.def(                                                                                                      \
+      "w4a16_gemm(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n, int k, int group_size, "     \
+      "Tensor? residual=None, bool silu_mul=False, int config=-1) -> Tensor");                                \
+  m.def("w4a16_gemm_configs(Tensor like) -> str");                                                            \
+  m.def(                                                                                                      \
+      "w4a8_linear(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n, int k, int group_size) "    \
+      "-> Tensor");                                                                                           \
+  m.def("w8_pack(Tensor weight) -> (Tensor, Tensor)");                                                        \
+  m.def("embedding(Tensor rows, Tensor weight) -> Tensor");                                                   \
+  m.def("w8_embedding(Tensor rows, Tensor qweight, Tensor scales, int n, ScalarType dtype) -> Tensor");       \
+  m.def("w8a8_linear(Tensor x, Tensor qweight, Tensor scales, Tensor? bias, int n) -> Tensor");               \
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");                                      \
+  m.def("rms_norm(Tensor x, Tensor weight, float eps, Tensor(a!)? residual=None) -> Tensor");                 \
+  m.def("silu_mul(Tensor gate_up) -> Tensor");                                                                \
+  m.def(                                                                                                      \
+      "rope_kv_write(Tensor qkv, Tensor positions, Tensor cos_sin, Tensor slots, Tensor(a!) k_cache, "        \
+      "Tensor(b!) v_cache, int num_heads, Tensor(c!)? k_scales=None, Tensor(d!)? v_scales=None) -> Tensor");  \
+  m.def(                                                                                                      \
+      "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_tables, Tensor query_starts, "  \
+      "Tensor context_lens, float scale, Tensor? k_scales=None, Tensor? v_scales=None, int window=0, "        \
+      "float soft_cap=0.0, Tensor? alibi_slopes=None) -> Tensor");                                            \
+  m.def("layer_norm(Tensor x, Tensor weight, Tensor? bias, float eps, Tensor(a!)? residual=None) -> Tensor"); \
+  m.def(                                                                                                      \
+      "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor uniform) "  \
+      "-> Tensor")
 
 // The ops with a kernel for CUDA, which the emulated library has too.
 #define TINYSERVE_CUDA_OPS(m)                                              \
@@ -50,7 +53,8 @@
   m.impl("silu_mul", TORCH_BOX(&tinyserve::silu_mul));                     \
   m.impl("rope_kv_write", TORCH_BOX(&tinyserve::rope_kv_write));           \
   m.impl("paged_attention", TORCH_BOX(&tinyserve::paged_attention));       \
-  m.impl("layer_norm", TORCH_BOX(&tinyserve::layer_norm))
+  m.impl("layer_norm", TORCH_BOX(&tinyserve::layer_norm));                 \
+  m.impl("sample", TORCH_BOX(&tinyserve::sample))
 
 #if defined(TINYSERVE_CUDA)
 

@@ -249,6 +249,23 @@ struct LayerNormArgs {
   Dtype dtype;
 };
 
+// A token for each row, drawn from softmax(logits / temperature) after top_k, then top_p of what that has left, then
+// min_p: see cuda/sample.cu. -1 where the largest logit is NaN or infinite.
+struct SampleArgs {
+  const void* logits;        // [R, V] dtype
+  const float* temperature;  // [R]; below kGreedyTemperature: the likeliest token
+  const int32_t* top_k;      // [R]; 1: the likeliest token; 0 and less, V and more: all
+  const float* top_p;        // [R]; below kGreedyTopP: the likeliest token; 1: all
+  const float* min_p;        // [R]; 0: all
+  const double* uniform;     // [R] in [0, 1), what decides
+  int32_t* tokens;           // out [R]
+  int64_t rows, vocab_size;
+  Dtype dtype;
+};
+constexpr float kGreedyTemperature = 1e-3f;
+constexpr float kGreedyTopP = 1e-8f;
+constexpr int64_t kMaxVocab = 1 << 18;  // of sample, whose sums of weights then fit 64 bits
+
 // The ops that each backend has: X(op, args struct). A line here, ops/<op>.cpp, cpu/<op>.cpp (cuda/<op>.cu), a line in
 // bindings.cpp.
 #define TINYSERVE_CPU_KERNELS(X)           \
@@ -276,7 +293,8 @@ struct LayerNormArgs {
   X(silu_mul, SiluMulArgs)                 \
   X(rope_kv_write, RopeKvWriteArgs)        \
   X(paged_attention, PagedAttentionArgs)   \
-  X(layer_norm, LayerNormArgs)
+  X(layer_norm, LayerNormArgs)             \
+  X(sample, SampleArgs)
 
 // Both backends answer to the same calls; the CPU ignores the stream.
 #define TINYSERVE_DECLARE(op, Args) void op(const Args& args, void* stream);

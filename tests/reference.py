@@ -131,3 +131,18 @@ def paged_attention(
                     scores += alibi_slopes[head].double() * (torch.arange(seen.start, seen.stop) - position)
                 out[row, head] = torch.softmax(scores, dim=0) @ values[seen, head // group]
     return out
+
+
+def sampling_probabilities(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
+    """Of one row of logits [V], with which probability each token is drawn [V]."""
+    scores = logits.double() / temperature
+    order = scores.argsort(descending=True, stable=True)  # of equal ones the first
+    if top_k > 0:
+        order = order[:top_k]
+    weights = (scores - scores.max()).exp()
+    before = weights[order].cumsum(0) - weights[order]
+    stays = before < top_p * weights[order].sum() if top_p < 1 else torch.ones_like(before, dtype=torch.bool)
+    kept = torch.zeros_like(weights)
+    kept[order[stays]] = weights[order[stays]]
+    kept[weights < min_p] = 0  # the largest weight is 1
+    return kept / kept.sum()

@@ -20,8 +20,11 @@ from tinyserve.fallback_checks import (
     check_range,
     check_rows,
     check_same_dtype,
+    check_sampling,
     check_scores,
 )
+
+LOG2_E = 1.4426950408889634
 
 
 def w4a16_pack(codes: Tensor, scales: Tensor, zeros: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
@@ -318,6 +321,28 @@ def paged_attention(
             )[0]
         out[first:last] = attended.transpose(0, 1).to(q.dtype)
     return out
+
+
+def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor) -> Tensor:
+    """One token of each row [R, V] -> int32 [R]; see ops.sample. It sorts, and waits for no device."""
+    check_sampling(logits, temperature, top_k, top_p, min_p, uniform)
+    values, token_ids = logits.float().sort(dim=-1, descending=True, stable=True)  # NaN first
+    temperature, top_p, min_p = (each.unsqueeze(1) for each in (temperature, top_p, min_p))
+    limits = top_k.unsqueeze(1)
+    best = values[:, :1]
+    weights = torch.exp2(((values - best) * (LOG2_E / temperature.clamp(min=1e-3))).double())
+    ranks = torch.arange(values.shape[1], device=values.device)
+    weights = weights.where((ranks < limits) | (limits <= 0), 0)
+    before = weights.cumsum(dim=-1) - weights
+    kept = (before < top_p * weights.sum(dim=-1, keepdim=True)) | (top_p >= 1) | (ranks == 0)
+    weights = weights.where(kept & (weights >= min_p), 0)
+    cumulative = torch.zeros_like(weights).scatter_(1, token_ids, weights).cumsum(dim=-1)
+    total = cumulative[:, -1:].contiguous()
+    last = torch.searchsorted(cumulative, total)  # where rounding carries the target up to the total itself
+    drawn = torch.minimum(torch.searchsorted(cumulative, uniform.unsqueeze(1) * total, right=True), last)
+    is_greedy = (temperature < 1e-3) | (limits == 1) | (top_p < 1e-8)
+    chosen = torch.where(is_greedy, token_ids[:, :1], drawn)
+    return torch.where(torch.isfinite(best), chosen, -1)[:, 0].int()
 
 
 def _attend(

@@ -117,3 +117,17 @@ def check_scores(q: Tensor, window: int, soft_cap: float, alibi_slopes: Tensor |
     if alibi_slopes is not None and (alibi_slopes.dtype != torch.float32 or alibi_slopes.shape != q.shape[1:2]):
         expected = f"torch.float32 {list(q.shape[1:2])}"
         raise ValueError(f"alibi_slopes must be {expected}, got {alibi_slopes.dtype} {list(alibi_slopes.shape)}")
+
+
+def check_sampling(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor
+) -> None:
+    check_float("logits", logits)
+    if logits.dim() != 2 or logits.shape[1] == 0:
+        raise ValueError(f"logits must be [R, V], got {list(logits.shape)}")
+    rows = [logits.shape[0]]
+    check_int32("top_k", top_k, rows)
+    for name, each in (("temperature", temperature), ("top_p", top_p), ("min_p", min_p), ("uniform", uniform)):
+        dtype = torch.float64 if name == "uniform" else torch.float32
+        if each.dtype != dtype or list(each.shape) != rows:
+            raise ValueError(f"{name} must be {dtype} {rows}, got {each.dtype} {list(each.shape)}")

@@ -21,6 +21,7 @@ from tinyserve import fallback
 from tinyserve.gemm_table import GemmTable, read_table, table_path
 
 GEMV_MAX_ROWS = 8  # kGemvMaxRows in csrc/kernels.h
+MAX_VOCAB = 1 << 18  # kMaxVocab there
 GROUP_SIZES = (32, 64, 128)  # and K itself
 
 _log = logging.getLogger(__name__)
@@ -315,6 +316,36 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, resid
     return result
 
 
+def can_sample(device: torch.device) -> bool:
+    """Whether tokens are to be drawn there by `sample`; on a CPU torch's own functions are as good."""
+    return device.type != "cpu"
+
+
+def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor) -> Tensor:
+    """A token for each row, without waiting for the device: the likeliest, or drawn from softmax(logits / temperature).
+
+    Drawn from what is left of the top_k likeliest by top_p, a share of their mass (the token with which it is reached
+    stays), and by min_p, a share of the likeliest one's probability. Equal logits are ranked by their index, the lower
+    first. The token is the one that `uniform` falls on where those that are left lie side by side in the vocabulary's
+    order.
+
+    Args:
+        logits: [R, V]; a kernel takes V up to MAX_VOCAB.
+        temperature: fp32 [R]; below 1e-3 the likeliest token is taken.
+        top_k: int32 [R]; 1: the likeliest token; 0 and less, V and more: all.
+        top_p: fp32 [R] in 0..1; below 1e-8: the likeliest token.
+        min_p: fp32 [R] in 0..1.
+        uniform: fp64 [R] in [0, 1).
+
+    Returns:
+        int32 [R]; -1 where the largest logit is infinite or one is NaN.
+    """
+    is_wide = logits.dim() == 2 and logits.shape[1] > MAX_VOCAB
+    kernel = _slower("sample", f"of more than {MAX_VOCAB} tokens") if is_wide else _kernel("sample", logits.device.type)
+    result: Tensor = kernel(logits, temperature, top_k, top_p, min_p, uniform)
+    return result
+
+
 def build_info() -> dict[str, Any]:
     """How the kernels were built and which run here.
 
@@ -532,6 +563,10 @@ def _register_fakes() -> None:
     @fake("tinyserve::layer_norm")
     def _(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None = None) -> Tensor:
         return torch.empty_like(x)
+
+    @fake("tinyserve::sample")
+    def _(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor) -> Tensor:
+        return logits.new_empty(logits.shape[0], dtype=torch.int32)
 
 
 if _load("_cpu"):

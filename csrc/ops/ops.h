@@ -41,6 +41,8 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
                        const OptionalTensor& alibi_slopes);
 Tensor layer_norm(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, double eps,
                   const OptionalTensor& residual);
+Tensor sample(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
+              const Tensor& min_p, const Tensor& uniform);
 std::string cpu_isa(const std::string& name);
 std::string cpu_profile(bool start);
 void tape_start(const Tensor& memory);

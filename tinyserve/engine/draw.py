@@ -1,6 +1,7 @@
 """Draws one column of each row of logits: greedy, or by temperature, top_k, top_p and min_p in transformers' order.
 
-Rows are drawn together, each with a number from its own request. It knows no requests: what was seen before, what a
+Rows are drawn together, each with a number from its own request: on a GPU by ops.sample, which waits for nothing, on a
+CPU here. It knows no requests: what was seen before, what a
 grammar allows and what is forbidden has already been written into the logits.
 """
 
@@ -10,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinyserve import ops
 from tinyserve.config import SamplingParams
 from tinyserve.engine.transfer import upload
 
-# Truncated sampling looks at the most likely tokens only, at more of them where they hold too little of the mass.
+# Truncated sampling on a CPU looks at the most likely tokens only, at more where they hold too little of the mass.
 CANDIDATES = (256, 8192)
 BLOCK = 256  # of a wide row's columns: one sum for each, then one block's columns are looked at
 
@@ -33,6 +35,8 @@ def choose(logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[f
     Returns:
         int32 [R] token ids; -1 in a row whose largest logit is NaN or infinite.
     """
+    if ops.can_sample(logits.device):
+        return ops.sample(logits.contiguous(), *_uploaded(params, numbers, logits.device))
     best, greedy_ids = logits.max(dim=-1)  # NaN, where there is one, counts as the largest
     finite: list[bool] = torch.isfinite(best).tolist()
     tokens: list[int] = greedy_ids.tolist()
@@ -44,6 +48,23 @@ def choose(logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[f
         for row, token in zip(drawing, drawn, strict=True):
             tokens[row] = token
     return torch.tensor([token if ok else -1 for token, ok in zip(tokens, finite, strict=True)], dtype=torch.int32)
+
+
+def _uploaded(params: Sequence[SamplingParams], numbers: Sequence[float], device: torch.device) -> tuple[Tensor, ...]:
+    """What ops.sample asks about each row: temperature, top_k, top_p, min_p and the number, brought there at once."""
+    size = len(params)
+    packed = np.empty(24 * size, dtype=np.uint8)  # first the widest, so that all lie on multiples of their size
+    doubles, floats, integers = (slice(begin * size, end * size) for begin, end in ((0, 8), (8, 20), (20, 24)))
+    packed[doubles].view(np.float64)[:] = numbers
+    packed[floats].view(np.float32).reshape(3, size)[:] = (
+        [0.0 if each.greedy else each.temperature for each in params],
+        [each.top_p for each in params],
+        [each.min_p for each in params],
+    )
+    packed[integers].view(np.int32)[:] = [each.top_k for each in params]
+    there = upload(packed, device)
+    temperature, top_p, min_p = there[floats].view(torch.float32).view(3, size)
+    return temperature, there[integers].view(torch.int32), top_p, min_p, there[doubles].view(torch.float64)
 
 
 def take(values: Tensor, rows: Sequence[int]) -> Tensor:
