@@ -7,7 +7,8 @@
 #   bash benchmarks/run_gpu.sh all OUT [PEERS]          the three one after another, each in a folder of OUT
 #   bash benchmarks/run_gpu.sh --dry-run PART OUT [PEERS]     prints what it would run
 #
-# PEERS: the folder of peers that bench_kernels and bench_attention take with --peers.
+# PEERS: the folder of peers that bench_kernels and bench_attention take with --peers. Where the machine lacks a package
+# without which there is no engine, llguidance, its wheel is used from there.
 #
 # Each call builds for the GPU's architecture, in place. What a call before has built is found again where the ignored
 # files of the tree (build/, tinyserve/*.so) are still there; nothing else is needed for that. So is the tuner's table,
@@ -125,7 +126,15 @@ elif [[ ! $capability =~ ^[0-9]+\.[0-9]+$ ]]; then
   missing+=("a compute capability from nvidia-smi: it said \"$capability\"")
   capability=
 fi
-for module in torch ninja pytest setuptools numpy; do
+modules=(torch ninja pytest setuptools numpy)
+if [[ $what != kernels ]]; then
+  modules+=(transformers llguidance)
+  wheel=$(compgen -G "${peers:-/nowhere}/llguidance-*.whl" | head -n 1)
+  if [[ -n $wheel ]] && command -v "$python" >/dev/null && ! "$python" -c 'import llguidance' 2>/dev/null; then
+    "$python" -m zipfile -e "$wheel" "$scratch/site" && PYTHONPATH=$PYTHONPATH:$scratch/site
+  fi
+fi
+for module in "${modules[@]}"; do
   if command -v "$python" >/dev/null && ! "$python" -c "import $module" 2>"$scratch/import"; then
     [[ $module == ninja ]] && command -v ninja >/dev/null && continue
     missing+=("the Python package $module: $(tail -n 1 "$scratch/import")")
@@ -171,17 +180,22 @@ fi
 
 table=$root/build/gemm-table.json # ignored by git: it stays with the build
 
-python_tests() { # NAME LIMIT TESTS... — those that need a GPU
-  local name=$1 limit=$2
+# The project's own settings name plugins that need not be here.
+printf '[pytest]\naddopts = --import-mode=importlib\npythonpath = %s %s/tests\n' "$root" "$root" >"$scratch/pytest.ini"
+pytest=("$python" -m pytest -c "$scratch/pytest.ini" --rootdir "$root" -p no:cacheprovider -q -ra --durations=5)
+if "$python" -c 'import xdist' 2>/dev/null; then pytest+=(-n 8); fi
+if "$python" -c 'import pytest_timeout' 2>/dev/null; then pytest+=(--timeout=60); fi
+pytest+=(-k cuda)
+
+gpu_tests() { # NAME LIMIT FOLDERS... — of the files that have such tests: others may need what is not here
+  local name=$1 limit=$2 files=() file
   shift 2
-  # The project's own settings name plugins that need not be here.
-  printf '[pytest]\naddopts = --import-mode=importlib\npythonpath = %s %s/tests\n' "$root" "$root" \
-    >"$scratch/pytest.ini"
-  local options=(-c "$scratch/pytest.ini" --rootdir "$root" -p no:cacheprovider -q -ra --durations=5)
-  if "$python" -c 'import pytest_asyncio' 2>/dev/null; then echo "asyncio_mode = auto" >>"$scratch/pytest.ini"; fi
-  if "$python" -c 'import xdist' 2>/dev/null; then options+=(-n 8); fi
-  if "$python" -c 'import pytest_timeout' 2>/dev/null; then options+=(--timeout=60); fi
-  part "$name" "$limit" tests.log "$python" -m pytest "${options[@]}" -k cuda "$@"
+  while read -r file; do files+=("$file"); done < <(grep -rl --include='test_*.py' cuda "$@" 2>/dev/null | sort)
+  if ((${#files[@]} == 0)); then
+    skip "$name" "none of them is for a GPU"
+  else
+    part "$name" "$limit" tests.log "${pytest[@]}" "${files[@]}"
+  fi
 }
 
 benchmark() { # NAME MODULE ARGUMENTS... — in the time that is left, and a little less than that by its own clock
@@ -191,7 +205,7 @@ benchmark() { # NAME MODULE ARGUMENTS... — in the time that is left, and a lit
 }
 
 run_kernels() {
-  python_tests tests 100 tests/kernels/test_w4a16_*.py tests/kernels
+  part tests 100 tests.log "${pytest[@]}" tests/kernels/test_w4a16_*.py tests/kernels
 
   # Without the caching allocator, so that each tensor ends where its memory does.
   if command -v compute-sanitizer >/dev/null; then
@@ -213,12 +227,12 @@ run_kernels() {
 }
 
 run_attention() {
-  python_tests "tests of layers and models" 120 tests/layers tests/models
+  gpu_tests "tests of layers and models" 120 tests/layers tests/models
   benchmark benchmarks bench_attention --quick --out "$out/attention.json" ${peers:+--peers "$peers"}
 }
 
 run_decode() {
-  python_tests "tests of the engine" 120 tests/engine
+  gpu_tests "tests of the engine" 120 tests/engine
   benchmark benchmarks bench_decode_gpu --trace llama-3-8b --out "$out/decode.json"
 }
 

@@ -29,7 +29,8 @@ case "$*" in
   "-c "*|--version) ;;
   "setup.py build_ext --inplace") part=build; echo "archs $TINYSERVE_CUDA_ARCHS" ;;
   "tests/ptxas_log.py") echo "rms_norm 40 registers" ;;
-  "-m pytest "*) part=tests; echo "12 passed in 1.00s" ;;
+  "-m pytest "*) part=tests; echo "tests: $*"; echo "12 passed in 1.00s" ;;
+  "-m zipfile -e "*) ;;
   "-m benchmarks.sanitized_kernels") part=sanitizer; echo "========= ERROR SUMMARY: 0 errors" ;;
   "-m benchmarks.tune_gemm "*) part=tuner; [[ -n "${FAKE_FAIL:-}" ]] || echo "{}" >"${@: -1}" ;;
   "-m benchmarks.bench_"*) part=benchmarks
@@ -66,6 +67,10 @@ def machine(tmp_path: Path) -> dict[str, str]:
     script = tmp_path / "tree/benchmarks" / SCRIPT.name  # what it leaves in its tree is left there
     script.parent.mkdir(parents=True)
     shutil.copy(SCRIPT, script)
+    for name in ("engine/test_graphs.py", "models/test_graphs.py", "engine/test_others.py"):
+        test = tmp_path / "tree/tests" / name
+        test.parent.mkdir(parents=True, exist_ok=True)
+        test.write_text("def test_it(): ...\n" if "others" in name else "def test_it_on_cuda(): ...\n")
     python = str(folder / "python")
     return {"PATH": f"{folder}:/usr/bin:/bin", "PYTHON": python, "HOME": str(tmp_path), "SCRIPT": str(script)}
 
@@ -108,6 +113,35 @@ def test_all_parts_run_and_the_summary_comes_last(machine: dict[str, str], tmp_p
     assert (f"--peers {peers}" in log) == (what != "decode")
     assert ("table none" in log) == (what != "kernels")
     assert done.stdout.endswith((tmp_path / "out/summary.txt").read_text())
+
+
+def test_only_files_with_tests_for_a_gpu_are_opened(machine: dict[str, str], tmp_path: Path) -> None:
+    run(machine, "decode", tmp_path / "out")
+    log = (tmp_path / "out/tests.log").read_text()
+    assert "-k cuda tests/engine/test_graphs.py\n" in log
+    assert "test_others" not in log
+
+
+def test_without_tests_for_a_gpu_that_is_said(machine: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "tree/tests/models/test_graphs.py").unlink()
+    done = run(machine, "attention", tmp_path / "out")
+    assert done.returncode == 1
+    assert verdicts(done) == {"build": "OK", "tests of layers and models": "SKIPPED", "benchmarks": "OK"}
+
+
+def test_the_engine_takes_what_it_needs_from_the_peers(machine: dict[str, str], tmp_path: Path) -> None:
+    peers = tmp_path / "peers"
+    peers.mkdir()
+    (peers / "llguidance-1.0-cp39-abi3-manylinux_2_31_x86_64.whl").touch()
+    lacking = PYTHON.replace('"-m zipfile -e "*) ;;', '"-m zipfile -e "*) mkdir "$5"; touch "$5/there" ;;').replace(
+        'case "$*" in', 'case "$*" in\n"-c import llguidance") [[ -e ${PYTHONPATH##*:}/there ]] || exit 1 ;;', 1
+    )
+    program(tmp_path / "bin", "python", lacking)
+    assert run(machine, "decode", tmp_path / "out", peers).returncode == 0
+    done = run(machine, "decode", tmp_path / "out")
+    assert done.returncode == 3
+    assert "the Python package llguidance" in done.stdout
+    assert run(machine, "kernels", tmp_path / "out").returncode == 0
 
 
 def test_later_calls_choose_by_the_table_of_the_first(machine: dict[str, str], tmp_path: Path) -> None:
