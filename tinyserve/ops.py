@@ -248,7 +248,7 @@ def rope_kv_write(
     Args:
         qkv: [T, (H + 2 * Hkv) * D].
         positions: int32 [T], rows of cos_sin.
-        cos_sin: fp32 [P, R], R <= D: cosines in the first half of a row, sines in the second.
+        cos_sin: fp32 [P, R], R <= D: cosines in the first half of a row, sines in the second; R 0 turns nothing.
         slots: int32 [T], block * S + offset; -1 where nothing is to be written.
         k_cache, v_cache: [blocks, Hkv, S, D], int8 (on a GPU also float8_e4m3fn) where there are scales.
         num_heads: H.

@@ -53,7 +53,7 @@ def make_arguments(
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp16", "bf16", "fp32"])
 @pytest.mark.parametrize(
-    ("head_dim", "rotary_dim"), [(64, 64), (80, 80), (96, 24), (128, 128), (64, 32), (40, 20), (8, 2)]
+    ("head_dim", "rotary_dim"), [(64, 64), (80, 80), (96, 24), (128, 128), (64, 32), (40, 20), (8, 2), (64, 0), (40, 0)]
 )
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (9, 3), (5, 1)], ids=["mha", "gqa", "mqa"])
 def test_matches_reference(

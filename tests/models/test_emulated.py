@@ -10,6 +10,8 @@ from typing import Any
 
 import flat_batch
 import pytest
+import reference
+import tiny_architectures
 import tiny_llama
 import torch
 from emulator import library
@@ -23,6 +25,7 @@ from tinyserve.engine.model_runner import ModelRunner
 from tinyserve.engine.request import Request
 from tinyserve.engine.scheduler import Chunked, Step
 from tinyserve.models.llama import LlamaModel
+from tinyserve.models.loader import load_model
 
 PROMPT_LENGTHS = (5, 70, 19)
 NEW_TOKENS = 10
@@ -71,6 +74,19 @@ def test_a_model_chooses_the_tokens_of_the_cpu(
     is_clear = best[:, 0] - best[:, 1] > NEAR[dtype] * expected.std()
     assert is_clear.double().mean() > 0.7
     assert torch.equal(logits.argmax(-1)[is_clear], expected.argmax(-1)[is_clear])
+
+
+@pytest.mark.parametrize("name", ["opt", "gemma2"])  # LayerNorm; a soft cap, a window, norms with 1 + weight
+def test_what_transformers_runs_gives_the_logits_of_the_cpu(
+    name: str, tmp_path: Path, emulate: Callable[[], None]
+) -> None:
+    tiny_architectures.save(name, tmp_path, std=0.1)
+    model = load_model(tmp_path, precision="W16A16", dtype="float16")
+    texts = [torch.randint(0, 320, (length,), generator=torch.Generator().manual_seed(length)) for length in (5, 21)]
+    expected = torch.cat(flat_batch.logits(model, texts))
+    emulate()
+    logits = torch.cat(flat_batch.logits(model, texts, chunk=8))
+    assert reference.relative_error(logits, expected.double()) < 0.01
 
 
 class Padded:

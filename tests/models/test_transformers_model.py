@@ -20,6 +20,7 @@ from tinyserve.engine.engine import Engine
 from tinyserve.engine.tokenizer import Tokenizer
 from tinyserve.layers.linear import W4A16Linear
 from tinyserve.layers.modules import QuantNorm
+from tinyserve.models.evaluation import logits
 from tinyserve.models.loader import load_model
 from tinyserve.models.transformers_model import TransformersModel
 
@@ -44,10 +45,10 @@ def load(folder: Path, **settings: Any) -> TransformersModel:
 
 def check(got: Sequence[Tensor], reference: Any, tolerance: float) -> None:
     """Logits of the texts against a model's of transformers, relative to its largest."""
-    for logits, text in zip(got, texts(), strict=True):
+    for rows, text in zip(got, texts(), strict=True):
         with torch.inference_mode():
             expected = reference(text[None]).logits[0]
-        assert float((logits - expected).abs().max() / expected.abs().max()) < tolerance
+        assert float((rows - expected).abs().max() / expected.abs().max()) < tolerance
 
 
 @pytest.mark.parametrize("name", SERVED)
@@ -118,7 +119,7 @@ def test_4_bit_logits_equal_those_of_the_dequantized_weights(name: str, quantize
 def test_activations_of_16_bits(dtype: Any, tmp_path: Path) -> None:
     reference = tiny_architectures.save("gemma2", tmp_path)
     model = load(tmp_path, dtype=dtype)
-    check([logits.float() for logits in flat_batch.logits(model, texts())], reference, 0.05)
+    check([rows.float() for rows in flat_batch.logits(model, texts())], reference, 0.05)
 
 
 def test_the_slower_way_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -171,3 +172,19 @@ def test_rope_that_follows_the_longest_text_is_that_of_the_context(
     alone = flat_batch.logits(model, [text[:9]])[0]
     beside = flat_batch.logits(model, [text, text[:9]])[1]
     torch.testing.assert_close(alone, beside)
+
+
+def test_a_cache_of_8_bits(tmp_path: Path) -> None:
+    tiny_architectures.save("neox", tmp_path)
+    model = load(tmp_path)
+    text = texts()[0][None]
+    exact, rounded = logits(model, text), logits(model, text, "int8")
+    assert 0 < float((rounded - exact).norm() / exact.norm()) < 0.05
+
+
+def test_packed_weights_are_kept(quantized: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = quantized("opt")
+    expected = logits(load(folder, precision="W4A16", packed_cache=tmp_path / "packed"), texts()[0][None])
+    assert list((tmp_path / "packed").iterdir())
+    again = load(folder, precision="W4A16", packed_cache=tmp_path / "packed")
+    assert torch.equal(logits(again, texts()[0][None]), expected)
