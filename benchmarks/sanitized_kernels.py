@@ -48,6 +48,16 @@ def rms_norm(channels: int, dtype: torch.dtype) -> Work:
     return lambda device: ops.rms_norm(x.to(device), weight.to(device), 1e-5, residual.to(device, copy=True))
 
 
+def layer_norm(channels: int, dtype: torch.dtype) -> Work:
+    x, residual, weight, bias = (random(*shape).to(dtype) for shape in ((3, channels),) * 2 + ((channels,),) * 2)
+
+    def work(device: str) -> Tensor:
+        given = (x.to(device), weight.to(device), bias.to(device))
+        return ops.layer_norm(*given, 1e-5, residual.to(device, copy=True))
+
+    return work
+
+
 def silu_mul(size: int, dtype: torch.dtype) -> Work:
     gate_up = random(3, 2 * size).to(dtype)
     return lambda device: ops.silu_mul(gate_up.to(device))
@@ -101,6 +111,7 @@ def works() -> Iterator[tuple[str, str, Work]]:
         name = str(dtype).removeprefix("torch.")
         for channels in (8, 200, 4096, 4100):
             yield "rms_norm", f"{channels} {name}", rms_norm(channels, dtype)
+            yield "layer_norm", f"{channels} {name}", layer_norm(channels, dtype)
         for size in (8, 36, 4096):
             yield "silu_mul", f"{size} {name}", silu_mul(size, dtype)
         for vocab_size in (8, 1000, 4999):
