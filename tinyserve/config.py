@@ -139,6 +139,7 @@ class EngineConfig:
     max_slowdown: float = 2.0  # of a decode step by prompts beside it; above 1, infinity: no limit. See engine/pace.py
     min_step_ms: float = 20.0  # that a step with prompts in it may take, however short a decode step is
     num_speculative_tokens: int = 0  # guessed by looking back in the text and checked together; 0: off
+    overlap: bool | None = None  # a step is launched before the tokens of the one before are taken; None: on a GPU
     enforce_eager: bool = False  # no step is recorded: no CUDA graphs, no tapes on a CPU; see engine/recording.py
     prefix_cache: bool = True  # requests that begin alike share keys and values
     image_memory_bytes: int = 512 << 20  # of what images have become: those of running requests, and the latest others

@@ -19,9 +19,9 @@ LONG = SamplingParams(max_new_tokens=200, temperature=0.0, ignore_eos=True)
 SHORT = SamplingParams(max_new_tokens=5, temperature=0.0, ignore_eos=True)
 
 
-@pytest_asyncio.fixture
-async def engine(make_engine: Callable[..., Engine]) -> AsyncIterator[AsyncEngine]:
-    engine = AsyncEngine(make_engine(num_blocks=256), "tiny-llama")
+@pytest_asyncio.fixture(params=[False, True], ids=["in turn", "looking ahead"])
+async def engine(request: pytest.FixtureRequest, make_engine: Callable[..., Engine]) -> AsyncIterator[AsyncEngine]:
+    engine = AsyncEngine(make_engine(num_blocks=256, overlap=request.param), "tiny-llama")
     yield engine
     await engine.close()
     assert not engine._thread.is_alive()

@@ -1,6 +1,7 @@
 """The step loop on a tiny model: batching, chunking, preemption, cancellation change no output; failures stay local."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ from torch import Tensor
 from tinyserve.config import SamplingParams
 from tinyserve.engine import sampler
 from tinyserve.engine.bias import TokenBias
-from tinyserve.engine.draw import SamplingError
 from tinyserve.engine.engine import Engine
 from tinyserve.engine.generator import RequestError
 from tinyserve.engine.sampling_state import SamplingState
@@ -20,6 +20,12 @@ from tinyserve.engine.scheduler import Step
 MakeEngine = Callable[..., Engine]
 GREEDY = SamplingParams(max_new_tokens=20, temperature=0.0, ignore_eos=True)
 PROMPTS = [[11], [300, 5, 900], list(range(1000, 1017)), list(range(40, 73)), list(range(500, 560))]
+
+
+@pytest.fixture(params=[False, True], ids=["in turn", "looking ahead"])
+def make_engine(request: pytest.FixtureRequest, make_engine: MakeEngine) -> MakeEngine:
+    """Engines that take the tokens of a step before the next is launched, and after it."""
+    return partial(make_engine, overlap=request.param)
 
 
 @pytest.fixture
@@ -195,14 +201,14 @@ def test_logits_that_are_not_finite_end_that_request_alone(
     make_engine: MakeEngine, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine()
-    original = sampler.sample
+    original = sampler.launch
 
-    def poisoned(logits: Tensor, states: Sequence[SamplingState]) -> list[sampler.Sampled | SamplingError]:
+    def poisoned(logits: Tensor, states: Sequence[SamplingState]) -> sampler.Launched:
         logits = logits.clone()
         logits[0, 17] = torch.nan
         return original(logits, states)
 
-    monkeypatch.setattr(sampler, "sample", poisoned)
+    monkeypatch.setattr(sampler, "launch", poisoned)
     results = run(engine, PROMPTS[:1], GREEDY)
     assert results[0].last is not None
     assert results[0].last.error == "the model's output is not finite"

@@ -1,7 +1,8 @@
 """Random histories of scheduler and block manager against a memory that remembers what was written into each slot.
 
 Whatever comes, goes, fails or gives way: before a token is computed, all tokens before it are in its request's blocks;
-nobody writes where another reads; no block is lost; every request ends.
+nobody writes where another reads; no block is lost; every request ends. So it is too where a step is planned before the
+tokens of the one before are known.
 """
 
 from hypothesis import settings
@@ -17,6 +18,16 @@ from tinyserve.engine.scheduler import Scheduler, Step
 BLOCK_SIZE = 4
 
 
+def _token(position: int) -> int:
+    """Of the output, there; as guessed, or not."""
+    return position % 4
+
+
+def _is_end(request: Request) -> bool:
+    """A request that ends before its last token, which nobody has known ahead."""
+    return request.id % 3 == 0 and request.num_output_tokens == 5
+
+
 class Histories(RuleBasedStateMachine):
     @initialize(
         num_blocks=st.integers(4, 14),
@@ -25,6 +36,7 @@ class Histories(RuleBasedStateMachine):
         keeps_prefixes=st.booleans(),
         num_drafts=st.integers(0, 3),
         costs=st.none() | st.tuples(st.floats(0.001, 1.0), st.floats(0.001, 1.0)),
+        looks_ahead=st.booleans(),
     )
     def start(
         self,
@@ -34,6 +46,7 @@ class Histories(RuleBasedStateMachine):
         keeps_prefixes: bool,
         num_drafts: int,
         costs: tuple[float, float] | None,
+        looks_ahead: bool,
     ) -> None:
         self.blocks = BlockManager(num_blocks, BLOCK_SIZE, keeps_prefixes)
         pace = Pace(2.0)
@@ -45,11 +58,15 @@ class Histories(RuleBasedStateMachine):
             """Right for some positions, see _execute."""
             return tuple(at % 3 for at in range(request.num_tokens, request.num_tokens + min(limit, num_drafts)))
 
+        self.looks_ahead = looks_ahead
+        if looks_ahead:
+            num_drafts = 0
         requests = min(max_num_requests, max_batch_tokens)
         self.scheduler = Scheduler(self.blocks, pace, max_batch_tokens, requests, draft if num_drafts else None)
         self.memory: dict[tuple[int, int], tuple[int, ...]] = {}  # (block, offset) -> all tokens up to the one there
         self.alive: list[Request] = []
         self.num_requests = 0
+        self.in_flight: list[tuple[Request, tuple[int, ...]]] = []  # whose tokens are unread, and their drafts
 
     @rule(
         length=st.integers(1, 40),
@@ -81,21 +98,28 @@ class Histories(RuleBasedStateMachine):
     def run_steps(self, times: int) -> None:
         for _ in range(times):
             step = self.scheduler.next_step()
-            assert (step is not None) == bool(self.alive)
-            if step is not None:
-                self._execute(step)
+            # with nothing to plan, those that are left wait for their last tokens
+            assert (step is not None) == bool(self.alive) or self.in_flight
+            due = [] if step is None else self._launch(step)
+            self._read()
+            self.in_flight = due
+            if not self.looks_ahead:
+                self._read()
 
     @precondition(lambda self: self.alive)
     @rule(sheds=st.booleans())
     def fail_in_a_step(self, sheds: bool) -> None:
         step = self.scheduler.next_step()
-        assert step is not None
-        self._write(step)  # it may have come that far
-        if sheds and self.scheduler.shed(step):
+        if step is not None:
+            self._write(step)  # it may have come that far
+        is_shed = step is not None and sheds and self.scheduler.shed(step)
+        self._read()
+        if step is None or is_shed:
             return
         for chunk in step.chunks:
-            self.scheduler.finish(chunk.request)
-            self.alive.remove(chunk.request)
+            if chunk.request in self.alive:
+                self.scheduler.finish(chunk.request)
+                self.alive.remove(chunk.request)
 
     @invariant()
     def every_block_is_accounted_for(self) -> None:
@@ -112,6 +136,11 @@ class Histories(RuleBasedStateMachine):
             if len(owners) > 1:
                 for request, index in owners:
                     assert (index + 1) * BLOCK_SIZE <= request.num_computed, "a block is shared that is still written"
+        for key, block in self.blocks._by_key.items():
+            text = self.memory[block, BLOCK_SIZE - 1]
+            reader = Request(-1, list(text), SamplingParams())
+            found = self.blocks._key(reader, len(text) // BLOCK_SIZE - 1)
+            assert found == key, "a block can be found by what it does not hold"
 
     def teardown(self) -> None:
         if not hasattr(self, "blocks"):
@@ -124,15 +153,25 @@ class Histories(RuleBasedStateMachine):
         assert self.blocks.num_free == self.blocks.num_blocks
         assert (self.scheduler.num_running, self.scheduler.num_waiting) == (0, 0)
 
-    def _execute(self, step: Step) -> None:
+    def _launch(self, step: Step) -> list[tuple[Request, tuple[int, ...]]]:
         self._write(step)
         due = [(chunk.request, chunk.drafts) for chunk in step.chunks if chunk.is_last]
         self.scheduler.complete(step)
+        for request, _ in due:
+            request.num_unread += 1
+        return due
+
+    def _read(self) -> None:
+        """The requests that a step in flight was for, and that have not ended since, get their tokens."""
+        due, self.in_flight = self.in_flight, []
         for request, drafts in due:
+            request.num_unread -= 1
+            if request not in self.alive:
+                continue
             for draft in (*drafts, None):
-                token = len(request.token_ids) % 4  # as guessed, or not
+                token = _token(len(request.token_ids))
                 request.token_ids.append(token)
-                if request.num_tokens == request.max_tokens:
+                if len(request.token_ids) == request.max_tokens or _is_end(request):
                     self.scheduler.finish(request)
                     self.alive.remove(request)
                 if token != draft or request.status is Status.FINISHED:
@@ -146,9 +185,10 @@ class Histories(RuleBasedStateMachine):
             request, first = chunk.request, chunk.request.num_computed
             assert request.status is Status.RUNNING
             assert chunk.num_tokens >= 1
+            known = request.token_ids + [_token(request.num_tokens - 1)] * request.num_unread
             for position in range(first):
-                assert self.memory[self._slot(request, position)] == tuple(request.token_ids[: position + 1])
-            tokens = (*request.token_ids[: first + chunk.num_tokens], *chunk.drafts)
+                assert self.memory[self._slot(request, position)] == tuple(known[: position + 1])
+            tokens = (*known[: first + chunk.num_tokens], *chunk.drafts)
             for position in range(first, first + chunk.num_rows):
                 self.memory[self._slot(request, position)] = tokens[: position + 1]
 

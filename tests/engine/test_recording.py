@@ -1,5 +1,6 @@
 """Recorded decode steps: which numbers of requests, and that nobody can tell them from steps that are not."""
 
+import logging
 from collections.abc import Callable
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from run_engine import run
 
 from tinyserve.config import SamplingParams
+from tinyserve.engine import recording
 from tinyserve.engine.engine import Engine
 from tinyserve.engine.recording import Graphs, Tapes, bucket_sizes
 
@@ -41,3 +43,39 @@ def test_recorded_steps_give_the_same_tokens(make_engine: Callable[..., Engine])
     results = [run(engine, PROMPTS, PARAMS) for engine in (recorded, eager)]
     assert [one.token_ids for one in results[0]] == [one.token_ids for one in results[1]]
     assert set(recorded._runner._recordings._tapes) == {5}
+
+
+def test_a_capture_that_does_not_fit_leaves_larger_steps_eager(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = []
+
+    def capture(work: Callable[[], int], pool: object, stream: object) -> int:
+        asked.append(work())
+        if asked[-1] > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return asked[-1]
+
+    free = iter([5_000_000, 2_000_000])
+    monkeypatch.setattr(recording, "CudaGraph", capture)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (next(free), 0))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
+    graphs = Graphs(torch.device("cuda"), 24)
+    with caplog.at_level(logging.INFO):
+        graphs.prepare(lambda size: lambda: size)  # type: ignore[arg-type, return-value]
+    assert asked == [24, 16, 8, 4, 2, 1]
+    assert [graphs.size(number) for number in (1, 3, 8, 9, 24)] == [1, 4, 8, None, None]
+    assert [record.getMessage() for record in caplog.records] == [
+        "4 CUDA graphs take 3 MB, for decode steps of 1, 2, 4, 8 requests",
+        "decode steps of more than 8 requests run without CUDA graphs, slower: CUDA out of memory",
+    ]
+
+
+def test_a_chunk_of_a_prompt_computes_no_logits(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(max_batch_tokens=16)
+    engine.add(engine.prepare(list(range(40)), PARAMS))
+    step = engine._scheduler.next_step()
+    assert step is not None
+    due, logits = engine._runner.run(step)
+    assert (due, len(logits)) == ([], 0)

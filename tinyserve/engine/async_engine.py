@@ -14,7 +14,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from tinyserve.config import EngineConfig, SamplingParams
-from tinyserve.engine.engine import Engine, Output
+from tinyserve.engine.answers import Output
+from tinyserve.engine.engine import Engine
 from tinyserve.engine.generator import EngineStats
 from tinyserve.engine.image_file import ImageFile
 from tinyserve.engine.preparation import PreparedRequest

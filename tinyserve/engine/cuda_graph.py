@@ -42,13 +42,13 @@ class CudaGraph:
     def __init__(self, work: Callable[[], Tensor], pool: Any, stream: torch.cuda.Stream) -> None:
         current = torch.cuda.current_stream(stream.device)
         stream.wait_stream(current)
-        with torch.cuda.stream(stream):
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(stream):  # which is left where a capture fails, too; torch.cuda.graph would stay in it
             for _ in range(WARM_UPS):
                 work()
+            with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                result = work()
         current.wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            result = work()
         # Given back to the pool, so that the next graph's tensors may lie there: results of many sizes, each of a
         # vocabulary for every row, would take hundreds of megabytes otherwise.
         self._result = torch.as_tensor(_Borrowed(result), device=result.device).view(result.dtype)

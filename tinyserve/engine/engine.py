@@ -1,33 +1,34 @@
 """The engine: requests in, chunks of text out, one step at a time. Synchronous; one thread calls it.
 
-It owns model, cache, scheduler and sampler, and the order of a step: plan, run, sample, detokenize, finish. It
-decides when a request ends. It knows no asyncio and no HTTP; async_engine.py is its face towards them.
+It owns model, cache, scheduler and sampler, and the order of things: plan a step, launch it, take its tokens. On a GPU
+it looks one step ahead: the next step is planned and launched before the tokens of this one are taken, so that the GPU
+never waits for the host. A request that turns out to have ended then has a token too many in the step after: nobody
+takes it. What becomes of a token is answers.py's business; asyncio and HTTP are async_engine.py's.
 """
 
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from tinyserve.config import EngineConfig, SamplingParams
-from tinyserve.engine import kv_cache, sampler
+from tinyserve.engine import kv_cache
+from tinyserve.engine.answers import Answers, Output
 from tinyserve.engine.block_manager import BlockManager
-from tinyserve.engine.draw import SamplingError, take
+from tinyserve.engine.draw import take
 from tinyserve.engine.generator import EngineStats
 from tinyserve.engine.image_encoder import ImageEncoder
 from tinyserve.engine.image_file import ImageFile
-from tinyserve.engine.logprobs import Logprobs
+from tinyserve.engine.in_flight import Choice, Computed, InFlight
 from tinyserve.engine.masks import MaskThread
 from tinyserve.engine.memory import is_out_of_memory
 from tinyserve.engine.model_runner import Due, ModelRunner
 from tinyserve.engine.pace import Pace
 from tinyserve.engine.preparation import Preparation, PreparedRequest
-from tinyserve.engine.request import Chunk, FinishReason, Request, Status, TokenLogprobs
-from tinyserve.engine.sampler import Sampled
+from tinyserve.engine.request import Request
 from tinyserve.engine.scheduler import Scheduler, Step
 from tinyserve.engine.tokenizer import Tokenizer
 from tinyserve.engine.warm_up import warm_up
@@ -44,12 +45,6 @@ MAX_BATCH_TOKENS = {"cpu": 256, "cuda": 2048}
 MASK_THREADS = {"cpu": 1, "cuda": 8}  # for grammars; the model needs the CPU's cores, a GPU leaves them free
 
 
-@dataclass(frozen=True)
-class Output:
-    request_id: int
-    chunk: Chunk
-
-
 class Engine:
     def __init__(self, config: EngineConfig, model: LanguageModel, tokenizer: Tokenizer) -> None:
         limit = min(config.max_context or model.config.context_length, model.config.context_length)
@@ -61,8 +56,7 @@ class Engine:
         self.preparation = Preparation(tokenizer, vocab_size, self.context_length, config.seed, spec)
         self.image_encoder = None if spec is None else ImageEncoder(model, config.image_memory_bytes)
         self._masks = MaskThread(MASK_THREADS[model.device.type])
-        self._requests: dict[int, PreparedRequest] = {}
-        self._generated_tokens = self._cached_tokens = self._drafted_tokens = self._accepted_tokens = 0
+        self._drafted_tokens = self._accepted_tokens = 0
         self._max_drafts = config.num_speculative_tokens
         self._blocks = BlockManager(num_blocks, config.block_size, config.prefix_cache)
         self._pace = Pace(config.max_slowdown, config.min_step_ms / 1e3)
@@ -70,6 +64,12 @@ class Engine:
         max_requests = min(config.max_num_requests, max_tokens)
         draft = self._draft if self._max_drafts else None
         self._scheduler = Scheduler(self._blocks, self._pace, max_tokens, max_requests, draft)
+        self._answers = Answers(self._scheduler, tokenizer)
+        self._requests = self._answers.requests
+        self._in_flight: InFlight | None = None
+        self._last_done = 0.0  # seconds, when the step before was
+        looks_ahead = config.overlap if config.overlap is not None else model.device.type == "cuda"
+        self._looks_ahead = looks_ahead and not self._max_drafts  # a draft follows from the text so far
         self._runner = ModelRunner(
             model,
             kv_cache.allocate(model, num_blocks, config.block_size, config.kv_cache_dtype),
@@ -128,9 +128,7 @@ class Engine:
 
     def abort(self, request_id: int) -> None:
         """Ends a request and frees its blocks at once, without a last chunk. Harmless when it has ended already."""
-        prepared = self._requests.pop(request_id, None)
-        if prepared is not None:
-            self._scheduler.finish(prepared.request)
+        self._answers.end(request_id)
 
     @property
     def has_work(self) -> bool:
@@ -143,9 +141,9 @@ class Engine:
             num_waiting=self._scheduler.num_waiting,
             free_blocks=self._blocks.num_free,
             total_blocks=self._blocks.num_blocks,
-            generated_tokens=self._generated_tokens,
+            generated_tokens=self._answers.generated_tokens,
             idle_blocks=self._blocks.num_idle,
-            cached_tokens=self._cached_tokens,
+            cached_tokens=self._answers.cached_tokens,
             preemptions=self._scheduler.num_preemptions,
             drafted_tokens=self._drafted_tokens,
             accepted_tokens=self._accepted_tokens,
@@ -155,50 +153,99 @@ class Engine:
         )
 
     def step(self) -> list[Output]:
-        """Runs one step and returns what became new. A step that fails ends the requests that ran, no others."""
+        """Launches a step and returns what became new: by this step or, where it looks ahead, by the one before.
+
+        A step that fails ends the requests that ran, no others. While there is work, no output only means: call again.
+        """
+        outputs = self._take_tokens() if self._in_flight is not None and self._in_flight.decides_the_next else []
+        launched = self._launch()
+        outputs += self._take_tokens()
+        self._in_flight = launched
+        if not self._looks_ahead:
+            outputs += self._take_tokens()
+        return outputs
+
+    def _launch(self) -> InFlight | None:
+        """Plans a step and launches it; None where there is nothing to do, or too little memory for as much as that."""
         start = time.perf_counter()
         try:
             step = self._scheduler.next_step()
         except Exception as error:
             _log.exception("no step could be planned")  # going on would fail for ever
-            return [self._fail(prepared.request, error) for prepared in list(self._requests.values())]
+            return InFlight([prepared.request for prepared in self._requests.values()], error)
         if step is None:
-            return []
+            return None
+        requests = [chunk.request for chunk in step.chunks]
         try:
             self._start_masks(step)
             due, logits = self._runner.run(step)
         except Exception as error:
             if is_out_of_memory(error) and self._scheduler.shed(step):
                 _log.warning("out of memory in a step of %d tokens: steps become smaller", step.num_tokens)
-                return []
-            _log.exception("an engine step failed")
-            return [self._fail(chunk.request, error) for chunk in step.chunks]
+                return None
+            return InFlight(requests, error)
         self._scheduler.complete(step)
-        outputs = self._choose(logits, due)
-        self._pace.observe(step.num_decodes, step.num_tokens - step.num_decodes, time.perf_counter() - start)
+        choice = self._choose(logits, due)
+        if self._looks_ahead and choice.tokens is not None:
+            self._runner.keep_tokens(due, choice.tokens)
+        for one in due:
+            one.request.num_unread += 1
+        computed = Computed.of(due, logits, choice)
+        return InFlight(requests, computed, step.num_decodes, step.num_tokens - step.num_decodes, start)
+
+    def _take_tokens(self) -> list[Output]:
+        """Waits for the step in flight and takes its tokens into those of its requests that have not ended since."""
+        flight, self._in_flight = self._in_flight, None
+        if flight is None:
+            return []
+        for one in flight.due:
+            one.request.num_unread -= 1
+        if not any(self._is_open(request) for request in flight.requests):
+            return []  # not waited for: it says nothing about the pace either
+        outputs: list[Output] = []
+        try:
+            for output in self._outputs_of(flight.wait()):
+                outputs.append(output)
+        except Exception as error:
+            _log.exception("an engine step failed")
+            failed = [request for request in flight.requests if self._is_open(request)]
+            return [*outputs, *(self._answers.fail(request, error) for request in failed)]
+        now = time.perf_counter()
+        # one step begins when it is launched or when the one before it is done, whichever is later
+        self._pace.observe(flight.num_decodes, flight.num_prefill, now - max(flight.started, self._last_done))
+        self._last_done = now
         return outputs
 
-    def _choose(self, logits: Tensor, due: Sequence[Due]) -> list[Output]:
-        """The next token of each request from its row of [R, V], and one more for each draft that was that token.
+    def _outputs_of(self, computed: Computed) -> Iterator[Output]:
+        """The next token of each request, and one more for each draft that was that token.
 
         Every token is chosen as if there were no drafts; a right one only means that the logits after it are known
         already. So drafts change no distribution, and no text that has a seed.
         """
-        outputs: list[Output] = []
-        offset = 0
-        while due:
-            tokens = self._sample(take(logits, [one.row + offset for one in due]), [one.request for one in due])
+        due, choice, offset = computed.due, computed.choice, 0
+        while any(self._is_open(one.request) for one in due):  # what nobody waits for is not asked for
             right = []
-            for one, token in zip(due, tokens, strict=True):
-                outputs.append(self._advance(one.request, token))
-                if offset < len(one.drafts) and one.request.status is Status.RUNNING:
+            for one, token in zip(due, choice.results(), strict=True):
+                if not self._is_open(one.request):
+                    continue
+                yield self._answers.take(one.request, token)
+                if offset < len(one.drafts) and self._is_open(one.request):
                     self._drafted_tokens += 1
                     if one.request.token_ids[-1] == one.drafts[offset]:
                         one.request.num_computed += 1
                         self._accepted_tokens += 1
                         right.append(one)
             due, offset = right, offset + 1
-        return outputs
+            if right:
+                choice = self._choose(computed.logits, right, offset)
+
+    def _choose(self, logits: Tensor, due: Sequence[Due], offset: int = 0) -> Choice:
+        """The tokens behind the first `offset` drafts of each."""
+        states = [self._requests[one.request.id].sampling for one in due]
+        return Choice(take(logits, [one.row + offset for one in due]), states)
+
+    def _is_open(self, request: Request) -> bool:
+        return request.id in self._requests
 
     def _draft(self, request: Request, limit: int) -> tuple[int, ...]:
         prepared = self._requests[request.id]
@@ -209,68 +256,3 @@ class Engine:
     def _start_masks(self, step: Step) -> None:
         states = [self._requests[chunk.request.id].sampling for chunk in step.chunks if chunk.is_last]
         self._masks.start([state.constraint for state in states if state.constraint is not None])
-
-    def _sample(self, logits: Tensor, due: Sequence[Request]) -> list[Sampled | Exception]:
-        """A token for each row [R, V]; where a row cannot be sampled from, its error."""
-        states = [self._requests[request.id].sampling for request in due]
-        try:
-            return list(sampler.sample(logits, states))
-        except Exception:
-            _log.exception("sampling %d requests at once failed: one at a time now", len(due))
-        tokens: list[Sampled | Exception] = []
-        for row, state in enumerate(states):
-            try:
-                tokens += sampler.sample(logits[row : row + 1], [state])
-            except Exception as error:
-                tokens.append(error)
-        return tokens
-
-    def _advance(self, request: Request, token: Sampled | Exception) -> Output:
-        """Takes one new token into its request. Whatever goes wrong here concerns this request alone."""
-        if isinstance(token, Exception):
-            return self._fail(request, token)
-        try:
-            return self._append(self._requests[request.id], token)
-        except Exception as error:
-            _log.exception("request %d failed", request.id)
-            return self._fail(request, error)
-
-    def _append(self, prepared: PreparedRequest, sampled: Sampled) -> Output:
-        request, token_id = prepared.request, sampled.token_id
-        request.token_ids.append(token_id)
-        self._generated_tokens += 1
-        if request.num_output_tokens == 1:
-            self._cached_tokens += request.num_cached
-            if request.timing is not None:
-                request.timing.end_prefill()
-        reason: FinishReason | None = None
-        text, stopped = "", False
-        if token_id in prepared.end_ids:
-            reason = "stop"
-        else:
-            text, stopped = prepared.detokenizer.add(token_id, request.num_output_tokens > request.params.min_tokens)
-            if not stopped and prepared.sampling.is_complete:
-                reason = "stop"
-            elif not stopped and request.num_tokens >= request.max_tokens:
-                reason = "length"
-        if reason is not None:
-            rest, stopped = prepared.detokenizer.flush()
-            text += rest
-        if stopped:
-            reason = "stop"
-        if reason is not None:
-            self.abort(request.id)
-        logprobs = self._with_text(token_id, sampled.logprobs)
-        return Output(request.id, request.chunk(text, (token_id,), reason, logprobs=logprobs))
-
-    def _with_text(self, token_id: int, logprobs: Logprobs | None) -> tuple[TokenLogprobs, ...]:
-        if logprobs is None:
-            return ()
-        text = self.tokenizer.token_text
-        top = tuple((text(each), logprob) for each, logprob in logprobs.top)
-        return (TokenLogprobs(text(token_id), logprobs.chosen, top),)
-
-    def _fail(self, request: Request, error: Exception) -> Output:
-        self.abort(request.id)
-        message = str(error) if isinstance(error, SamplingError) else f"{type(error).__name__}: {error}"
-        return Output(request.id, request.chunk("", (), "error", message))

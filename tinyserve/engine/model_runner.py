@@ -74,13 +74,10 @@ class ModelRunner:
                 self._fill(step.chunks, sizes)
                 self._inputs.send(sizes)
                 return due, self._recordings.run(size, lambda: self._compute(sizes))[: len(due)]
-        num_tokens = step.num_tokens
-        all_rows = len(rows) == num_tokens
-        sizes = Sizes(
-            num_tokens, len(step.chunks), 0 if all_rows else len(rows), 0 if image is None else len(image.rows)
-        )
+        wanted = None if len(rows) == step.num_tokens else len(rows)
+        sizes = Sizes(step.num_tokens, len(step.chunks), wanted, 0 if image is None else len(image.rows))
         host = self._fill(step.chunks, sizes)
-        if not all_rows:
+        if wanted is not None:
             host.rows[:] = rows
         if image is not None:
             host.inserted[:] = image.rows
@@ -103,7 +100,7 @@ class ModelRunner:
             inputs.positions, inputs.slots, inputs.block_tables, inputs.query_starts, inputs.context_lens
         )
         inserted = None if image is None else Inserted(inputs.inserted.long(), image.embeddings)
-        rows = inputs.rows if sizes.rows else None
+        rows = None if sizes.rows is None else inputs.rows
         return self._model.logits(
             self._model.forward(self._inputs.token_ids(sizes), layout, self._caches, rows, inserted)
         )
@@ -159,7 +156,7 @@ class ModelRunner:
             host.known_ids[start : start + len(known)] = known
             host.positions[start:end] = positions
             host.slots[start:end] = blocks[positions // size] * size + positions % size
-        if request.num_unread and chunk.is_last:
+        if first + chunk.num_tokens > len(request.token_ids):  # the last of them is unread
             host.sources[end - 1] = self._unread[request]
 
 

@@ -92,6 +92,8 @@ class Scheduler:
         """Plans a step and gives its requests the blocks they need; None when there is nothing to do."""
         decodes = self._decode()
         num_prompts = len(self._running) - len(decodes)
+        if num_prompts:  # but not those that only wait to be told their last token
+            num_prompts = sum(request.num_pending > 0 for request in self._running) - len(decodes)
         num_prompts += min(len(self._waiting), self._max_num_requests - len(self._running))
         num_decodes = sum(chunk.num_rows for chunk in decodes)
         budget = min(self._batch_tokens - num_decodes, self._pace.max_prefill(num_decodes, num_prompts))

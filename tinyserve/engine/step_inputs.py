@@ -24,7 +24,7 @@ class Sizes:
 
     tokens: int  # T
     requests: int  # B
-    rows: int = 0  # R, tokens whose logits are wanted; 0: all
+    rows: int | None = None  # R, tokens whose logits are wanted; None: all
     inserted: int = 0  # P, tokens that are parts of images
 
 
@@ -44,13 +44,13 @@ class Views(Generic[Array]):
 
 
 def _num_elements(sizes: Sizes, max_blocks: int) -> int:
-    return 4 * sizes.tokens + (2 + max_blocks) * sizes.requests + 1 + sizes.rows + sizes.inserted
+    return 4 * sizes.tokens + (2 + max_blocks) * sizes.requests + 1 + (sizes.rows or 0) + sizes.inserted
 
 
 def _views(buffer: Array, sizes: Sizes, max_blocks: int) -> Views[Array]:
     """The parts of a buffer [n], n >= _num_elements, in the order of their names; known_ids first for all sizes."""
     requests = sizes.requests
-    lengths = [*[sizes.tokens] * 4, requests + 1, requests, requests * max_blocks, sizes.rows, sizes.inserted]
+    lengths = [*[sizes.tokens] * 4, requests + 1, requests, requests * max_blocks, sizes.rows or 0, sizes.inserted]
     parts: list[Array] = []
     end = 0
     for size in lengths:
