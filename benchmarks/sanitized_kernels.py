@@ -8,12 +8,13 @@ kernel are named and left out. Ends with 1 where a result is wrong.
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tinyserve import ops
+from tinyserve import fallback, ops
 
 DTYPES = (torch.float16, torch.bfloat16)
 TOLERANCE = 0.03  # relative: two backends that round at different places
@@ -99,6 +100,24 @@ class Cache:
         q = ops.rope_kv_write(qkv, slots, cos_sin, slots, keys, values, self.heads)  # any positions will do
         return torch.cat([q.flatten(), keys.flatten(), values.flatten()])
 
+    def attend_in_8_bits(self, stored: torch.dtype, device: str) -> Tensor:
+        """With a window, capped scores and ALiBi as well."""
+        largest = 127 if stored == torch.int8 else torch.finfo(stored).max
+        scales = [cache.float().abs().amax(-1) / largest for cache in (self.keys, self.values)]
+        codes = [
+            (cache.float() / scale.unsqueeze(-1)).to(stored)
+            for cache, scale in zip((self.keys, self.values), scales, strict=True)
+        ]
+        q, keys, values, tables, starts = (t.to(device) for t in (self.q, *codes, self.tables, self.starts))
+        contexts, slopes = (
+            torch.tensor(self.contexts).int().to(device),
+            torch.linspace(0.01, 0.1, self.heads).to(device),
+        )
+        is_known = device != "cpu" or stored == torch.int8  # the CPU's kernels know no other 8 bits
+        attention = ops.paged_attention if is_known else fallback.paged_attention
+        lengths, all_scales = (tables, starts, contexts), (scales[0].to(device), scales[1].to(device))
+        return attention(q, keys, values, *lengths, self.head_dim**-0.5, *all_scales, 50, 20.0, slopes)
+
     def attend(self, device: str) -> Tensor:
         q, keys, values, tables = (tensor.to(device) for tensor in (self.q, self.keys, self.values, self.tables))
         starts, contexts = self.starts.to(device), torch.tensor(self.contexts).int().to(device)
@@ -117,6 +136,8 @@ def works() -> Iterator[tuple[str, str, Work]]:
         for vocab_size in (8, 1000, 4999):
             yield "sample", f"{vocab_size} {name}", sample(vocab_size, dtype)
         cache = Cache(dtype)
+        for stored in (torch.int8, torch.float8_e4m3fn):
+            yield "paged_attention", f"{name} {stored}", partial(cache.attend_in_8_bits, stored)
         yield "rope_kv_write", name, cache.write
         yield "paged_attention", name, cache.attend
         for n, k, group_size in WEIGHTS:
