@@ -89,6 +89,7 @@ part() {
   status=$?
   case $status in
     0) word=OK ;;
+    5) word="NO TESTS" ;; # what pytest says where it was to run none
     124 | 137) word="TIMED OUT" ;;
     *) word="FAILED" ;;
   esac

@@ -56,12 +56,12 @@ def table(token: Token, num_tokens: int) -> list[str]:
     if parts:
         lines.append(f"a layer, the mean of {len(parts)}:{'kernel us':>26} {'gap before us':>14}")
         average = average_layer(parts)
-        lines += [f"  {place.op:<32} {place.duration_us:>11.2f} {place.gap_us:>14.2f}" for place in average]
-        sums = (sum(place.duration_us for place in average), sum(place.gap_us for place in average))
+        lines += [f"  {place.op:<32} {place.alone_us:>11.2f} {place.gap_us:>14.2f}" for place in average]
+        sums = (sum(place.alone_us for place in average), sum(place.gap_us for place in average))
         lines.append(f"  {'layer':<32} {sums[0]:>11.2f} {sums[1]:>14.2f}")
     lines.append(f"{'the token':<34}{'kernel us':>12} {'gaps us':>14} {'kernels':>8} {'of all':>7}")
-    for op, (count, duration, gap) in by_op(token).items():
-        lines.append(f"  {op:<32} {duration:>11.1f} {gap:>14.1f} {count:>8} {duration / total:>7.1%}")
+    for op, (count, alone, gap) in by_op(token).items():
+        lines.append(f"  {op:<32} {alone:>11.1f} {gap:>14.1f} {count:>8} {alone / total:>7.1%}")
     return lines
 
 

@@ -2,7 +2,8 @@
 
 The trace is Chrome's JSON as torch.profiler writes it. A kernel belongs to the step in which the host launched it
 (alone or in a graph), told by the correlation of launch and kernel. A token lasts from its first kernel's start to that
-of the next token; the last step of a trace has no such end and is left out.
+of the next token; the last step of a trace has no such end and is left out. Kernels may overlap, where one is launched
+before its predecessor is done: what is counted for it is the time after that, so that all of them and the gaps add up.
 """
 
 import itertools
@@ -42,8 +43,9 @@ class Kernel:
     name: str
     op: str
     start_us: float  # from the token's start
-    duration_us: float
+    duration_us: float  # where it began before the one before it was done: waiting for that included
     gap_us: float  # since everything before it was done; 0 where it began before that
+    alone_us: float  # of its duration, what comes after everything before it was done
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ def _token(events: Sequence[dict[str, Any]], following: float) -> Token:
     kernels = []
     for event in events:
         start, duration = event["ts"], event["dur"]
-        kernels.append(Kernel(event["name"], op_of(event["name"]), start - first, duration, max(0.0, start - done)))
+        gap, alone = max(0.0, start - done), max(0.0, start + duration - max(start, done))
+        kernels.append(Kernel(event["name"], op_of(event["name"]), start - first, duration, gap, alone))
         done = max(done, start + duration)
     return Token(kernels, following - first)
 
@@ -116,7 +119,7 @@ class Place:
     """One kernel of a layer, on average over all layers."""
 
     op: str
-    duration_us: float
+    alone_us: float
     gap_us: float
 
 
@@ -140,17 +143,17 @@ def layers(token: Token) -> list[Sequence[Kernel]]:
 
 def average_layer(parts: Sequence[Sequence[Kernel]]) -> list[Place]:
     return [
-        Place(same[0].op, _mean(kernel.duration_us for kernel in same), _mean(kernel.gap_us for kernel in same))
+        Place(same[0].op, _mean(kernel.alone_us for kernel in same), _mean(kernel.gap_us for kernel in same))
         for same in zip(*parts, strict=True)
     ]
 
 
 def by_op(token: Token) -> dict[str, tuple[int, float, float]]:
-    """(kernels, microseconds, microseconds of gaps before them) of each op, the longest first."""
+    """(kernels, microseconds alone, microseconds of gaps before them) of each op, the longest first."""
     sums: dict[str, tuple[int, float, float]] = {}
     for kernel in token.kernels:
-        count, duration, gap = sums.get(kernel.op, (0, 0.0, 0.0))
-        sums[kernel.op] = (count + 1, duration + kernel.duration_us, gap + kernel.gap_us)
+        count, alone, gap = sums.get(kernel.op, (0, 0.0, 0.0))
+        sums[kernel.op] = (count + 1, alone + kernel.alone_us, gap + kernel.gap_us)
     return dict(sorted(sums.items(), key=lambda item: -item[1][1]))
 
 

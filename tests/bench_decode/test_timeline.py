@@ -86,7 +86,7 @@ def test_layers_are_what_repeats_around_attention(tmp_path: Path) -> None:
     assert len(parts) == NUM_LAYERS
     average = trace.average_layer(parts)
     assert [place.op for place in average] == [op for op, _ in LAYER]
-    assert [place.duration_us for place in average] == pytest.approx([us for _, us in LAYER])
+    assert [place.alone_us for place in average] == pytest.approx([us for _, us in LAYER])
     assert all(place.gap_us == pytest.approx(GAP) for place in average)
 
 
@@ -96,6 +96,8 @@ def test_kernels_that_overlap_leave_no_gap(tmp_path: Path) -> None:
         made.step([(OWN.format("rms_norm"), 4.0), (OWN.format("silu_mul"), 4.0)], 900.0 + 20 * index, gap=-1.0)
     token = read_tokens(made.write(tmp_path), STEP_NAME)[0]
     assert [kernel.gap_us for kernel in token.kernels] == [0.0, 0.0]
+    assert [kernel.alone_us for kernel in token.kernels] == pytest.approx([4.0, 3.0])
+    assert trace.by_op(token)["silu_mul"] == (1, pytest.approx(3.0), 0.0)
     assert token.period_us == pytest.approx(6.0)
     assert token.busy_us == pytest.approx(6.0)
     assert token.gaps_us == 0.0

@@ -127,6 +127,8 @@ def test_without_tests_for_a_gpu_that_is_said(machine: dict[str, str], tmp_path:
     done = run(machine, "attention", tmp_path / "out")
     assert done.returncode == 1
     assert verdicts(done) == {"build": "OK", "tests of layers and models": "SKIPPED", "benchmarks": "OK"}
+    program(tmp_path / "bin", "python", PYTHON.replace('"12 passed in 1.00s"', '"3 deselected"; exit 5'))
+    assert verdicts(run(machine, "decode", tmp_path / "out"))["tests of the engine"] == "NO TESTS"
 
 
 def test_the_engine_takes_what_it_needs_from_the_peers(machine: dict[str, str], tmp_path: Path) -> None:
