@@ -13,17 +13,21 @@ import pytest
 import reference
 import tiny_architectures
 import tiny_llama
+import tiny_model
 import torch
 from emulator import library
 from llama_model import load_llama
+from run_engine import run
 from torch import Tensor
 
 from tinyserve import ops
-from tinyserve.config import DtypeName, KvCacheDtype, SamplingParams
+from tinyserve.config import DtypeName, EngineConfig, KvCacheDtype, SamplingParams
 from tinyserve.engine import kv_cache
+from tinyserve.engine.engine import Engine
 from tinyserve.engine.model_runner import ModelRunner
 from tinyserve.engine.request import Request
 from tinyserve.engine.scheduler import Chunked, Step
+from tinyserve.engine.tokenizer import Tokenizer
 from tinyserve.models.llama import LlamaModel
 from tinyserve.models.loader import load_model
 
@@ -140,3 +144,25 @@ def test_padding_changes_nobodys_bits(
             assert all(
                 torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(after, before, strict=True)
             )
+
+
+def test_an_engine_that_pads_and_looks_ahead_says_the_same(
+    tmp_path: Path, emulate: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: tokens go from step to step on the device, in batches of one size while requests come and go."""
+    folder = tiny_model.save(tmp_path, num_key_value_heads=1, initializer_range=0.15)
+    model, tokenizer = load_llama(folder, precision="W16A16", dtype="float16"), Tokenizer(folder)
+    monkeypatch.setattr(kv_cache, "_zero_keys", kv_cache._zeros)  # as they lie on a GPU
+    emulate()
+    settings: dict[str, Any] = {"precision": "W16A16", "dtype": "float16", "block_size": 8, "enforce_eager": True}
+    size = 40 * kv_cache.block_bytes(model, 8)
+    prompts = [list(range(40, 40 + length)) for length in PROMPT_LENGTHS]
+    params = [SamplingParams(max_new_tokens=length, temperature=0.0, ignore_eos=True) for length in (3, 8, 12)]
+    results = []
+    for recordings, overlap in ((None, False), (Padded(4), True)):
+        config = EngineConfig(folder, kv_cache_bytes=size, max_num_requests=4, overlap=overlap, **settings)
+        engine = Engine(config, model, tokenizer)
+        engine._runner._recordings = recordings
+        results.append([result.token_ids for result in run(engine, prompts, params)])
+    assert results[0] == results[1]
+    assert [len(tokens) for tokens in results[0]] == [3, 8, 12]
