@@ -24,12 +24,34 @@ from tinyserve.models.evaluation import logits
 from tinyserve.models.loader import load_model
 from tinyserve.models.transformers_model import TransformersModel
 
+TEXT = {**tiny_architectures.TEXT, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+GRANITE = {"logits_scaling": 4.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3, "embedding_multiplier": 2.0}
+# Beside those that the quantizer knows.
+OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "gpt2": (
+        "GPT2LMHeadModel",
+        "gpt2",
+        {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 320, "n_positions": 256},
+    ),
+    "cohere": ("CohereForCausalLM", "cohere", TEXT),  # RoPE of neighbours in place of halves
+    "granite": ("GraniteForCausalLM", "granite", {**TEXT, **GRANITE}),
+    "sinks": ("GptOssForCausalLM", "gpt_oss", {**TEXT, **EXPERTS}),
+    "convolution": ("Lfm2ForCausalLM", "lfm2", {**TEXT, "layer_types": ["conv", "full_attention"]}),
+}
 SERVED = [
+    *("gpt2", "cohere", "granite"),
     *("qwen3", "gemma2", "gemma3", "phi3", "opt", "opt, norms behind", "bigcode", "neox", "mixtral", "qwen2 moe"),
     *("qwen3 moe", "qwen2 vl", "qwen2.5 vl", "qwen3 vl", "gemma3 vl"),
 ]
 GENERATING = ["qwen3", "gemma2", "gemma3", "phi3", "opt", "neox", "mixtral", "qwen2 moe"]
 LENGTHS = (40, 7, 33)  # around the windows of 16
+
+
+@pytest.fixture(autouse=True)
+def _others(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, model in OTHERS.items():
+        monkeypatch.setitem(tiny_architectures.MODELS, name, model)
 
 
 def texts() -> list[Tensor]:
@@ -56,6 +78,7 @@ def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
     reference = tiny_architectures.save(name, tmp_path)
     model = load(tmp_path)
     norms = [module for module in reference.modules() if "norm" in type(module).__name__.lower()]
+    norms = [module for module in norms if any(parameter.dim() == 1 for parameter in module.parameters())]
     own = [module for module in model._network.modules() if isinstance(module, QuantNorm)]
     assert len(own) == len(norms) > 0
     check(flat_batch.logits(model, texts(), chunk=9), reference, 1e-5)
@@ -135,6 +158,8 @@ def test_the_slower_way_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFi
     [
         ("bloom", "BloomForCausalLM cannot be served: no max_position_embeddings, as with ALiBi, bounds its context"),
         ("falcon 7b", "FalconForCausalLM cannot be served: of 2 layers 0 attend through transformers' registry"),
+        ("sinks", "GptOssForCausalLM cannot be served: GptOssAttention attends with s_aux"),
+        ("convolution", "Lfm2ForCausalLM cannot be served: its layer_types hold conv"),
         ("no mapping", "StableLmForCausalLM cannot be served: StableLmAttention does not hand on what its model is"),
     ],
 )

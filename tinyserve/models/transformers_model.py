@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from awq.skeleton import build_skeleton
 from tinyserve.layers import transformers_attention
 from tinyserve.layers.attention import BatchLayout, LayerCache
+from tinyserve.layers.recognition import agree
 from tinyserve.layers.transformers_attention import BATCH, Batch, Heads, PagedBatch, Survey
 from tinyserve.models.image_spec import ImageSpec
 from tinyserve.models.llama import Inserted
@@ -114,7 +115,7 @@ class TransformersModel:
             )
         if len({handed.heads for handed in survey.layers.values()}) > 1:
             raise ValueError(f"{config.architecture} cannot be served: its layers have different heads")
-        if not torch.equal(first[1], other[1]):
+        if not agree(first[1], other[1]):  # a product of other rows may be rounded otherwise
             raise ValueError(f"{config.architecture} cannot be served: tokens meet outside of attention")
         return survey.layers[0].heads
 
