@@ -137,5 +137,5 @@ def _fix_frequencies(network: nn.Module, num_positions: int) -> None:
             name = f"{layer_type}_inv_freq" if layer_type else "inv_freq"
             frequencies, _ = ROPE_INIT_FUNCTIONS[kind](own.config, own._buffers[name].device, num_positions, **chosen)
             own._buffers[name] = frequencies
-            own.rope_type = {**types, layer_type: "default"} if layer_type else "default"
+            own.rope_type = {**own.rope_type, layer_type: "default"} if layer_type else "default"
             _log.info("RoPE of type %s is that of texts of %d tokens, for every text", kind, num_positions)
