@@ -14,7 +14,7 @@ namespace tinyserve::cuda {
 namespace {
 
 union SampleScratch {
-  uint64_t largest[kSampleWarps];
+  LargestScratch largest;
   CutScratch cut;
   PickScratch pick;
 };
@@ -22,18 +22,20 @@ union SampleScratch {
 constexpr float kLog2E = 1.44269504f;
 
 template <typename T>
-__device__ int draw(const SampleRow<T>& row, float largest, const SampleArgs& a, SampleScratch& scratch) {
+__device__ int draw(const SampleRow<T>& row, const Largest& largest, const SampleArgs& a, SampleScratch& scratch) {
   const int at = blockIdx.x;
-  const SampleWeights weight{largest, kLog2E / a.temperature[at]};
+  const SampleWeights weight{logit_of(largest.order), kLog2E / a.temperature[at]};
   SampleCut cut;
   if (const int top_k = a.top_k[at]; 0 < top_k && top_k < row.size) {
     __syncthreads();
-    cut = cut_row(row, cut, [](float) { return uint64_t(1); }, [=](uint64_t) { return uint64_t(top_k); }, scratch.cut);
+    cut = cut_row(
+        row, cut, largest.floor, [](float) { return uint64_t(1); }, [=](uint64_t) { return uint64_t(top_k); },
+        scratch.cut);
   }
   if (const float top_p = a.top_p[at]; top_p < 1.f) {
     __syncthreads();
     cut = cut_row(
-        row, cut, [=](float logit) { return fixed_point(weight(logit)); },
+        row, cut, largest.floor, [=](float logit) { return fixed_point(weight(logit)); },
         [=](uint64_t total) { return uint64_t(ceil(double(top_p) * double(total))); }, scratch.cut);
   }
   __syncthreads();
@@ -56,7 +58,7 @@ __global__ void __launch_bounds__(kSampleThreads) sample_kernel(const SampleArgs
   if (largest.order >= kOrderOfInfinity || largest.order <= kOrderOfMinusInfinity)
     token = -1;
   else if (!is_greedy)
-    token = draw(row, logit_of(largest.order), a, scratch);
+    token = draw(row, largest, a, scratch);
   if (threadIdx.x == 0) a.tokens[at] = token;
 }
 

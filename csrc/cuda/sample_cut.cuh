@@ -21,7 +21,7 @@ static_assert(kBins == 2 * kSampleThreads);
 
 struct CutScratch {
   uint32_t low[kBins], high[kBins];  // halves of 64 bits: shared memory adds 32 at once
-  uint64_t warps[kSampleWarps];
+  uint64_t warps[kSampleWarps], below[kSampleWarps];
   uint64_t above;  // what is found in a histogram: the sum above the digit of the cut, and that digit
   uint32_t digit;
 };
@@ -32,35 +32,39 @@ __device__ inline void add_to_bin(CutScratch& scratch, int bin, uint64_t amount)
     atomicAdd(&scratch.high[bin], high);
 }
 
-// Sums of the bins above this thread's two, which count down from the last bin, and of all.
+// Sums of the bins above this thread's two, which count down from the last bin, of all, and of what lies below the
+// floor.
 struct BinSums {
   uint64_t first, second;  // of the two bins
-  uint64_t above, total;
+  uint64_t above, total, below;
 };
 
-__device__ inline BinSums sum_bins(CutScratch& scratch) {
+__device__ inline BinSums sum_bins(CutScratch& scratch, uint64_t below) {
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const auto bin = [&](int i) { return uint64_t(scratch.high[i]) << 32 | scratch.low[i]; };
   BinSums sums;
   sums.first = bin(kBins - 1 - 2 * threadIdx.x);
   sums.second = bin(kBins - 2 - 2 * threadIdx.x);
   const uint64_t mine = sums.first + sums.second, in_warp = warp_prefix_sum(mine);
-  if (lane == kWarpSize - 1) scratch.warps[warp] = in_warp;
+  below = warp_prefix_sum(below);
+  if (lane == kWarpSize - 1) scratch.warps[warp] = in_warp, scratch.below[warp] = below;
   __syncthreads();
   const uint64_t warps = warp_prefix_sum(scratch.warps[lane]);
   const uint64_t before = __shfl_sync(0xffffffff, warps, warp > 0 ? warp - 1 : 0);
   sums.above = in_warp - mine + (warp > 0 ? before : 0);
   sums.total = __shfl_sync(0xffffffff, warps, kWarpSize - 1);
+  sums.below = __shfl_sync(0xffffffff, warp_prefix_sum(scratch.below[lane]), kWarpSize - 1);
   return sums;
 }
 
 // Cuts behind the element with which a sum over the most likely ones reaches its target.
-//   amount(order, logit): what an element that the row still has adds to the sum; `tied`, what each of the `ties` adds
-//     that an earlier cut has left of its order.
-//   target(total): the sum to reach, 1..total.
+//   before: an earlier cut; what it has left counts.
+//   floor: an order; few elements have that or a higher one.
+//   amount(logit): what an element adds to the sum.
+//   target_of(total): the sum to reach, 1..total.
 // All threads of the block; a barrier must separate it from other uses of the scratch memory.
 template <typename T, typename Amount, typename Target>
-__device__ inline SampleCut cut_row(const SampleRow<T>& row, SampleCut before, const Amount& amount,
+__device__ inline SampleCut cut_row(const SampleRow<T>& row, SampleCut before, uint32_t floor, const Amount& amount,
                                     const Target& target_of, CutScratch& scratch) {
   // 16-bit logits differ in the upper bits only; below, the order's are those of the sign.
   constexpr int kDigits = sizeof(T) == 2 ? 2 : 3;
@@ -74,16 +78,28 @@ __device__ inline SampleCut cut_row(const SampleRow<T>& row, SampleCut before, c
       if (digit > 0 && order >> (shift + bits) != prefix) return;
       if (sum != 0) add_to_bin(scratch, order >> shift & ((1u << bits) - 1), sum);
     };
-    for (int bin = threadIdx.x; bin < kBins; bin += kSampleThreads) scratch.low[bin] = scratch.high[bin] = 0;
-    __syncthreads();
-    row.each(0, row.size, threadIdx.x, kSampleThreads, [&](int, float logit) {
-      if (const uint32_t order = order_of(logit); order > before.order) add(order, amount(logit));
-    });
-    if (threadIdx.x == 0 && before.ties > 0) add(before.order, before.ties * amount(logit_of(before.order)));
-    __syncthreads();
-
-    const BinSums sums = sum_bins(scratch);
-    if (digit == 0) target = target_of(sums.total);
+    BinSums sums;
+    while (true) {
+      uint64_t below = 0;
+      for (int bin = threadIdx.x; bin < kBins; bin += kSampleThreads) scratch.low[bin] = scratch.high[bin] = 0;
+      __syncthreads();
+      const auto take = [&](uint32_t order, uint64_t sum) {
+        if (order >= floor)
+          add(order, sum);
+        else if (digit == 0)
+          below += sum;
+      };
+      row.each(0, row.size, threadIdx.x, kSampleThreads, [&](int, float logit) {
+        if (const uint32_t order = order_of(logit); order > before.order) take(order, amount(logit));
+      });
+      if (threadIdx.x == 0 && before.ties > 0) take(before.order, before.ties * amount(logit_of(before.order)));
+      __syncthreads();
+      sums = sum_bins(scratch, below);
+      if (digit > 0) break;
+      target = target_of(sums.total + sums.below);
+      if (target <= sums.total) break;
+      floor = 0;  // the cut is below: once more, and all of it
+    }
     const uint64_t first = above + sums.above, second = first + sums.first, end = second + sums.second;
     if (first < target && target <= end) {  // in one thread alone
       scratch.digit = kBins - 1 - 2 * threadIdx.x - (target <= second ? 0 : 1);

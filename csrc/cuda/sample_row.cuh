@@ -85,33 +85,41 @@ __device__ inline N warp_prefix_sum(N value) {
 
 struct Largest {
   uint32_t order;
-  int index;  // the lowest of those that have it
+  int index;       // the lowest of those that have it
+  uint32_t floor;  // the least of the threads' largest orders: few elements lie above it, at least one for each thread
 };
 
-// Of the block's row, the same in every thread. `warps`: [kSampleWarps] in shared memory, free until the next barrier
-// and from the one after this.
+struct LargestScratch {
+  uint64_t largest[kSampleWarps];
+  uint32_t floors[kSampleWarps];
+};
+
+// Of the block's row, the same in every thread; a barrier must separate it from other uses of the scratch memory.
 template <typename T>
-__device__ inline Largest largest_of(const SampleRow<T>& row, uint64_t* warps) {
+__device__ inline Largest largest_of(const SampleRow<T>& row, LargestScratch& scratch) {
   uint32_t order = 0;
   int index = 0;
   row.each(0, row.size, threadIdx.x, kSampleThreads, [&](int i, float logit) {
     if (const uint32_t mine = order_of(logit); mine > order) order = mine, index = i;
   });
-  // Both in one number: among equal ones the lower index is the larger.
-  uint64_t best = uint64_t(order) << 32 | ~uint32_t(index);
-  const auto warp_max = [](uint64_t value) {
+  const auto warp_max = [](auto value) {
 #pragma unroll
     for (int step = kWarpSize / 2; step > 0; step /= 2) {
-      const uint64_t other = __shfl_xor_sync(0xffffffff, value, step);
+      const auto other = __shfl_xor_sync(0xffffffff, value, step);
       value = other > value ? other : value;
     }
     return value;
   };
-  best = warp_max(best);
-  if (threadIdx.x % kWarpSize == 0) warps[threadIdx.x / kWarpSize] = best;
+  // Both in one number: among equal ones the lower index is the larger.
+  const uint64_t largest = warp_max(uint64_t(order) << 32 | ~uint32_t(index));
+  const uint32_t floor = ~warp_max(~order);
+  if (threadIdx.x % kWarpSize == 0) {
+    scratch.largest[threadIdx.x / kWarpSize] = largest;
+    scratch.floors[threadIdx.x / kWarpSize] = floor;
+  }
   __syncthreads();
-  best = warp_max(warps[threadIdx.x % kWarpSize]);
-  return {uint32_t(best >> 32), int(~uint32_t(best))};
+  const uint64_t best = warp_max(scratch.largest[threadIdx.x % kWarpSize]);
+  return {uint32_t(best >> 32), int(~uint32_t(best)), ~warp_max(~scratch.floors[threadIdx.x % kWarpSize])};
 }
 
 }  // namespace tinyserve::cuda

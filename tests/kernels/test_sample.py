@@ -148,6 +148,17 @@ def test_a_cut_among_equal_logits_keeps_the_first_of_them(cuts: Cuts, dtype: tor
     assert (tokens[-2], tokens[-1]) == (kept[0], kept[-1])
 
 
+@pytest.mark.parametrize("cuts", [(LOG2_E, 3500, 0.7, 0.0), (LOG2_E, 3500, 0.9, 0.0), (LOG2_E, 1500, 0.85, 0.0)])
+def test_top_p_cuts_far_below_the_largest_and_above_where_top_k_does(cuts: Cuts, device: str) -> None:
+    """A quarter each of twos and ones, and half zeros, spread so that every thread of a GPU's block has a two."""
+    row = torch.tensor([0.0, 2.0, 0.0, 1.0]).repeat(1024)
+    uniform = [0.0, 0.4, 0.7, 1 - 2**-53]
+    tokens = sample(row.repeat(4, 1), [cuts], uniform, device)
+    check_draws(row, cuts, uniform, tokens)
+    kept = torch.nonzero(reference.sampling_probabilities(row, *cuts)).flatten().tolist()
+    assert (tokens[0], tokens[-1]) == (kept[0], kept[-1])
+
+
 @pytest.mark.parametrize("cuts", [(0.0, -1, 1.0, 0.0), (0.00099, -1, 1.0, 0.0), (5.0, 1, 1.0, 0.0), (1.0, 0, 0.0, 0.0)])
 @DTYPES
 def test_greedy_rows_take_the_first_of_the_largest(cuts: Cuts, dtype: torch.dtype, device: str) -> None:
