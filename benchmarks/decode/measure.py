@@ -26,26 +26,33 @@ from benchmarks.peak_memory import forget_peak_memory, peak_memory_bytes
 
 
 def rows(task: Task) -> Iterator[Row]:
-    """What fails is a row of its own, and the rest goes on."""
-    for index, variant in enumerate(task.parsed_variants()):
-        begin = time.perf_counter()
-        try:
-            made = make(task, variant)
-        except Exception as error:
-            yield failure(variant, "load", error)
-            continue
-        yield {
-            "kind": "load",
-            "variant": str(variant),
-            "seconds": time.perf_counter() - begin,
-            "kv_cache_tokens": made.engine.stats().total_blocks * made.engine._blocks.block_size,
-        }
-        yield from of_variant(task, variant, made, with_trace=index == 0)
-        yield {"kind": "memory", "variant": str(variant), "peak_bytes": peak_memory_bytes(task.device)}
-        del made
-        release(task.device)
+    """What fails is a row of its own, and the rest goes on. What targets need most comes first: time may run out."""
+    first, *others = task.parsed_variants()
+    yield from of_variant(task, first, with_trace=True)
     if task.compared_prompt:
         yield from attempted(None, f"torch prefill {task.compared_prompt}", partial(torch_row, task))
+        release(task.device)
+    for variant in others:
+        yield from of_variant(task, variant, with_trace=False)
+
+
+def of_variant(task: Task, variant: Variant, with_trace: bool) -> Iterator[Row]:
+    begin = time.perf_counter()
+    try:
+        made = make(task, variant)
+    except Exception as error:
+        yield failure(variant, "load", error)
+        return
+    yield {
+        "kind": "load",
+        "variant": str(variant),
+        "seconds": time.perf_counter() - begin,
+        "kv_cache_tokens": made.engine.stats().total_blocks * made.engine._blocks.block_size,
+    }
+    yield from of_engine(task, variant, made, with_trace)
+    yield {"kind": "memory", "variant": str(variant), "peak_bytes": peak_memory_bytes(task.device)}
+    del made  # the next one needs its memory
+    release(task.device)
 
 
 def make(task: Task, variant: Variant) -> RandomEngine:
@@ -54,7 +61,7 @@ def make(task: Task, variant: Variant) -> RandomEngine:
     return RandomEngine(task.config, variant, task.device, batch, context, max(num_tokens, 2 * (context + ROOM)))
 
 
-def of_variant(task: Task, variant: Variant, made: RandomEngine, with_trace: bool) -> Iterator[Row]:
+def of_engine(task: Task, variant: Variant, made: RandomEngine, with_trace: bool) -> Iterator[Row]:
     model = Model.of(task.config)
     for context in task.contexts:
         for batch in task.batches:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ def test_every_figure_of_a_model(tmp_path: Path) -> None:
     each = ["load", "decode", "decode", "first token"]
     assert kinds == [
         *((kind, "W4A16") for kind in [*each, "trace", "memory"]),
-        *((kind, "W16A16") for kind in [*each, "memory"]),
         ("torch prefill", "transformers"),
+        *((kind, "W16A16") for kind in [*each, "memory"]),
     ]
     for row in (row for row in rows if row["kind"] == "decode"):
         assert row["context"] == 40
@@ -97,6 +98,23 @@ def test_steps_that_do_not_decode_for_all_are_no_figure(monkeypatch: pytest.Monk
     monkeypatch.setattr(made.engine, "step", lossy)
     with pytest.raises(RuntimeError, match="some did not decode"):
         steps.decode(made, 3, 40)
+
+
+def test_an_engine_is_gone_before_the_next_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes most of the memory."""
+    made: list[weakref.ref[object]] = []
+    make = measure.make
+
+    def watched(*args: Any) -> RandomEngine:
+        assert not any(each() for each in made)
+        one = make(*args)
+        made.extend([weakref.ref(one.engine), weakref.ref(one.model), weakref.ref(one.engine._runner)])
+        return one
+
+    monkeypatch.setattr(measure, "make", watched)
+    kinds = [row["kind"] for row in measure.rows(task(batches=(1,)))]
+    assert kinds.count("load") == 2
+    assert len(made) == 6
 
 
 def test_what_does_not_fit_or_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
