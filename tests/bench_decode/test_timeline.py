@@ -97,7 +97,7 @@ def test_kernels_that_overlap_leave_no_gap(tmp_path: Path) -> None:
     token = read_tokens(made.write(tmp_path), STEP_NAME)[0]
     assert [kernel.gap_us for kernel in token.kernels] == [0.0, 0.0]
     assert [kernel.alone_us for kernel in token.kernels] == pytest.approx([4.0, 3.0])
-    assert trace.by_op(token)["silu_mul"] == (1, pytest.approx(3.0), 0.0)
+    assert list(trace.by_op(token)["silu_mul"]) == pytest.approx([1, 3.0, 0.0])
     assert token.period_us == pytest.approx(6.0)
     assert token.busy_us == pytest.approx(6.0)
     assert token.gaps_us == 0.0
