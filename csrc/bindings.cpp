@@ -15,7 +15,7 @@
       "-> Tensor");                                                                                           \
   m.def(                                                                                                      \
       "w4a16_gemv(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n, int k, int group_size, "     \
-      "Tensor? residual=None, bool silu_mul=False) -> Tensor");                                               \
+      "Tensor? residual=None, bool silu_mul=False, Tensor? norm_weight=None, float eps=0) -> Tensor");        \
   m.def(                                                                                                      \
       "w4a16_gemm(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int n, int k, int group_size, "     \
       "Tensor? residual=None, bool silu_mul=False, int config=-1) -> Tensor");                                \

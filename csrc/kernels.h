@@ -80,7 +80,7 @@ struct W4A16DequantizeArgs {
 //
 // With silu_mul the weight's rows come in tiles of 16, 8 of the gate and then 8 of the up projection, and
 // y [M, N/2] = silu(gate) * up + residual. The kernels of the CPU know neither; ops/w4a16_run.h adds both to their
-// result.
+// result. With norm_weight, which w4a16_gemv alone takes, x becomes its RMSNorm first, as in RmsNormArgs.
 struct W4A16Args {
   const void* x;            // [M, K] dtype
   float* scratch;           // [M, K], where x becomes fp32; null if it is
@@ -93,8 +93,10 @@ struct W4A16Args {
   bool half_scales;  // fp16 scales in qparams, else fp32
   bool silu_mul;
   Dtype dtype;
-  int config;        // of w4a16_gemm on CUDA: a row of kGemmConfigs in cuda/gemm_config.h
-  float* workspace;  // on CUDA: gemm_workspace(args) or gemv_workspace(args) floats, where parts of a sum meet
+  int config;               // of w4a16_gemm on CUDA: a row of kGemmConfigs in cuda/gemm_config.h
+  float* workspace;         // on CUDA: gemm_workspace(args) or gemv_workspace(args) floats, where parts of a sum meet
+  const void* norm_weight;  // [K] dtype, or null; where gemv_takes_norm(args). No kernel before may have written it.
+  float eps;                // of the norm
 };
 
 // Products of int8 activations are as in W4A16Args, but x is rounded in groups of a row, with a scale of a group's
@@ -311,6 +313,7 @@ const char* gemm_config_name(int config);
 int choose_gemm_config(const W4A16Args& args);
 int64_t gemm_workspace(const W4A16Args& args);
 int64_t gemv_workspace(const W4A16Args& args);  // floats that w4a16_gemv needs
+bool gemv_takes_norm(const W4A16Args& args);    // whether it has room to compute x's norm itself
 
 int64_t paged_attention_workspace(const PagedAttentionArgs& args);  // floats
 }  // namespace cuda
@@ -319,6 +322,7 @@ int64_t paged_attention_workspace(const PagedAttentionArgs& args);  // floats
 namespace cpu {
 
 inline int64_t gemv_workspace(const W4A16Args&) { return 0; }
+inline bool gemv_takes_norm(const W4A16Args&) { return false; }
 
 // Every cpu/<op>.cpp is compiled once per instruction set, into a namespace of its name; this is one compilation's
 // kernels.

@@ -36,6 +36,12 @@ def w4a16_linear(x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor, bias: 
     return linear(x, dequantize(codes, scales, zeros), bias)
 
 
+def silu_mul_of_tiles(product: Tensor) -> Tensor:
+    """product [M, N], of every 16 columns 8 of the gate and then 8 of the up projection -> [M, N/2]."""
+    tiles = product.view(len(product), -1, 2, 8)
+    return silu_mul(tiles.transpose(1, 2).reshape(product.shape))
+
+
 def int8_rows(x: Tensor, group: int) -> Tensor:
     """x [M, K] rounded to 127 steps of the largest |x| of each group of a row."""
     groups = x.double().view(x.shape[0], -1, group)

@@ -91,8 +91,11 @@ def w4a16_gemv(
     group_size: int,
     residual: Tensor | None = None,
     silu_mul: bool = False,
+    norm_weight: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
-    """The same as w4a16_gemm: nothing here depends on the number of rows."""
+    """The same as w4a16_gemm, with `norm_weight` [k] of the RMSNorm of x."""
+    x = x if norm_weight is None else rms_norm(x, norm_weight, eps)
     return w4a16_gemm(x, qweight, qparams, bias, n, k, group_size, residual, silu_mul)
 
 

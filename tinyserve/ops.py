@@ -81,12 +81,24 @@ def w4a16_dequantize(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
 
 
 def w4a16_gemv(
-    x: Tensor, weight: PackedWeight, bias: Tensor | None = None, residual: Tensor | None = None, silu_mul: bool = False
+    x: Tensor,
+    weight: PackedWeight,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    silu_mul: bool = False,
+    norm_weight: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
-    """As w4a16_gemm, for x [M, K] of up to GEMV_MAX_ROWS rows."""
+    """As w4a16_gemm, for x [M, K] of up to GEMV_MAX_ROWS rows.
+
+    Args:
+        norm_weight: [K]; not x is multiplied but rms_norm(x, norm_weight, eps). On CUDA the same kernel computes it,
+            and reads norm_weight before earlier kernels are done; only rows that are too long for its shared memory
+            go through rms_norm's kernel first.
+    """
     kernel = _kernel("w4a16_gemv", x.device.type)
     sizes = weight.n, weight.k, weight.group_size
-    result: Tensor = kernel(x, weight.qweight, weight.qparams, bias, *sizes, residual, silu_mul)
+    result: Tensor = kernel(x, weight.qweight, weight.qparams, bias, *sizes, residual, silu_mul, norm_weight, eps)
     return result
 
 
@@ -129,17 +141,33 @@ def _gemm_table(device: int) -> GemmTable | None:
 
 
 def w4a16_linear(
-    x: Tensor, weight: PackedWeight, bias: Tensor | None = None, residual: Tensor | None = None, silu_mul: bool = False
+    x: Tensor,
+    weight: PackedWeight,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    silu_mul: bool = False,
+    norm_weight: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
-    """As w4a16_gemm for x [..., K] and residual [..., N], by the op that suits the number of rows."""
+    """As w4a16_gemv for x [..., K] of any number of rows and residual [..., N], by the op that suits that number."""
     if x.dim() != 2:
         rows = None if residual is None else residual.reshape(-1, residual.shape[-1])
-        y = w4a16_linear(x.reshape(-1, weight.k), weight, bias, rows, silu_mul)
+        y = w4a16_linear(x.reshape(-1, weight.k), weight, bias, rows, silu_mul, norm_weight, eps)
         return y.view(*x.shape[:-1], y.shape[-1])
-    if not weight.takes(x.dtype):
-        return _dequantized_linear(x, weight, bias, residual, silu_mul)
-    multiply = w4a16_gemv if x.shape[0] <= GEMV_MAX_ROWS else w4a16_gemm
-    return multiply(x, weight, bias, residual, silu_mul)
+    is_taken = weight.takes(x.dtype)
+    if is_taken and x.shape[0] <= GEMV_MAX_ROWS:
+        return w4a16_gemv(x, weight, bias, residual, silu_mul, norm_weight, eps)
+    x = x if norm_weight is None else rms_norm(x, norm_weight, eps)
+    return (w4a16_gemm if is_taken else _dequantized_linear)(x, weight, bias, residual, silu_mul)
+
+
+def w4a16_fuses(device: str | torch.device) -> bool:
+    """Whether a product on this device takes what stands around it in a model, norm, SiLU and residual, at no cost.
+
+    So do the kernels for tensor cores, those that have configurations. Elsewhere each of these is work of its own, and
+    there are better ways to share it out.
+    """
+    return bool(w4a16_gemm_configs(device))
 
 
 def _dequantized_linear(
@@ -477,6 +505,8 @@ def _register_fakes() -> None:
         group_size: int,
         residual: Tensor | None = None,
         silu_mul: bool = False,
+        norm_weight: Tensor | None = None,
+        eps: float = 0.0,
     ) -> Tensor:
         return x.new_empty(x.shape[0], n // 2 if silu_mul else n)
 

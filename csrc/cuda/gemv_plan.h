@@ -27,14 +27,16 @@ struct GemvPlan {
   StreamK share;      // its split_tiles: none, CTAs have whole tiles; or all, they have equal runs of units
   int units;          // in a tile
   int chunk, chunks;  // units of k whose x is staged at once, and how many such there are
-  int x_stride;       // bytes from row to row of the staged x, without bank conflicts
+  int rows;           // staged: those of x, then the weight of their norm where it is computed here
+  int x_stride;       // bytes from row to row of them, without bank conflicts
   int parts, totals;  // tiles' sums in shared memory: by warp, and over chunks of k
   size_t shared_bytes;
 
-  static GemvPlan make(int m, int64_t n, int64_t k, int multiprocessors, int shared_limit) {
+  static GemvPlan make(int m, int64_t n, int64_t k, bool norm, int multiprocessors, int shared_limit) {
     GemvPlan plan{};
     const int tiles = int((n + 15) / 16);
     plan.units = int((k + kUnitK - 1) / kUnitK);
+    plan.rows = m + (norm ? 1 : 0);
     plan.share = {tiles, plan.units, std::min({tiles, multiprocessors, kMaxCtas}), 0};
     const int most = (tiles + plan.share.ctas - 1) / plan.share.ctas;  // tiles of a CTA
     if (!plan.fit_x(m, std::min(most, kRoundTiles), shared_limit)) return plan;
@@ -55,18 +57,18 @@ struct GemvPlan {
   }
 
  private:
-  // Chunks of k so that m rows fit beside the sums of `tiles` tiles; whether one chunk is enough.
+  // Chunks of k so that the rows fit beside the sums of `tiles` tiles; whether one chunk is enough.
   bool fit_x(int m, int tiles, int shared_limit) {
     // Each tile and each boundary between warps adds a part; equal runs may touch a tile more.
     parts = tiles + 1 + kGemvWarps - 1;
-    const int64_t row = m * int64_t(units * kUnitK + 8) * 2, sums = int64_t(parts) * kPartFloats * 4 + 16;
-    totals = row + sums <= shared_limit ? 0 : tiles * m;
+    const int64_t whole = rows * int64_t(units * kUnitK + 8) * 2, sums = int64_t(parts) * kPartFloats * 4 + 16;
+    totals = whole + sums <= shared_limit ? 0 : tiles * m;
     const int64_t fixed = sums + int64_t(totals) * kItem * 4;
-    const int fitting = int(((shared_limit - fixed) / m - 16) / (kUnitK * 2));
+    const int fitting = int(((shared_limit - fixed) / rows - 16) / (kUnitK * 2));
     chunks = (units + fitting - 1) / fitting;
     chunk = (units + chunks - 1) / chunks;
     x_stride = (chunk * kUnitK + 8) * 2;
-    shared_bytes = size_t(m * x_stride + fixed);
+    shared_bytes = size_t(rows * x_stride + fixed);
     return chunks == 1;
   }
 };

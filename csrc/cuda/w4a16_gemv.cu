@@ -4,12 +4,14 @@
 // from before the kernel that x comes from has ended until its last unit. Codes become integers code - zero, the A
 // operand of tensor cores whose 8 columns are the rows of x (a row past the last repeats it); sums of a group in fp32,
 // which meet the group's scale in fp32. Warps leave the sums of the tiles they touch in shared memory, one barrier, and
-// a thread for each tile and row adds them in the order of k. Who has which units: gemv_plan.h. sm_80 and up.
+// a thread for each tile and row adds them in the order of k. Who has which units: gemv_plan.h. What stands before and
+// after a product in a model is done on the way: gemv_norm.cuh, epilogue.cuh. sm_80 and up.
 // Read from sm_90a's machine code: 16.6 instructions for a word of 8 weights in fp16, 18.5 in bf16, groups of 128; 20.7
 // and 22.6, groups of 32. Never run on a GPU; kDepth, and what a sum across CTAs costs, are reasoned.
 // Shapes: W4A16Args in kernels.h. Twin: cpu/w4a16_gemv.cpp. Test: tests/kernels/test_w4a16_gemv.py.
 #include "device.cuh"
 #include "epilogue.cuh"
+#include "gemv_norm.cuh"
 #include "gemv_plan.h"
 #include "gemv_reader.cuh"
 #include "launch.cuh"
@@ -23,6 +25,8 @@ constexpr int kDepth = 4;
 template <typename T>
 struct GemvParams {
   const T* x;
+  const T* norm_weight;  // [K], or null: x is multiplied as it is
+  float eps;
   GemvWeight weight;
   GemvPlan plan;
   Epilogue<T> epilogue;
@@ -55,18 +59,17 @@ struct Pass {
   }
 };
 
-// Rows of x, units first..end - 1 of k, with zeros past K.
+// Starts to copy `rows` rows [K], units first..end - 1 of k, with zeros past K.
 template <typename T>
-__device__ void stage_x(char* shared, int stride, const GemvParams<T>& p, const Pass& pass) {
+__device__ void stage(char* shared, int stride, const T* from, int rows, int k, const Pass& pass) {
   const int vecs = pass.length() * kUnitK / 8;
-  for (int row = 0; row < p.m; ++row) {
+  for (int row = 0; row < rows; ++row) {
     for (int i = threadIdx.x; i < vecs; i += kThreads) {
-      const int k = pass.first * kUnitK + i * 8;
-      cp_async_16(shared + row * stride + i * 16, p.x + (k < p.k ? int64_t(row) * p.k + k : 0), k < p.k ? 16 : 0);
+      const int at = pass.first * kUnitK + i * 8;
+      cp_async_16(shared + row * stride + i * 16, from + (at < k ? int64_t(row) * k + at : 0), at < k ? 16 : 0);
     }
   }
   cp_async_commit();
-  cp_async_wait<0>();
 }
 
 // This lane's fragment of sums [16 n, 8 m] into a part, [m][n].
@@ -93,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, 1) w4a16_gemv_kernel(const GemvParam
   const int lane = threadIdx.x % 32, stride = plan.x_stride;
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);  // the compiler sees: the same for all lanes
   char* x = shared_memory();
-  float* parts = reinterpret_cast<float*>(x + p.m * stride);
+  float* parts = reinterpret_cast<float*>(x + plan.rows * stride);
   float* totals = parts + plan.parts * kPartFloats;  // [tile][m][16], over chunks of k
   int* flag = reinterpret_cast<int*>(totals + plan.totals * kItem);
   // lanes 8i..8i + 7 name rows 0..7 at 8i elements of k
@@ -113,13 +116,18 @@ __global__ void __launch_bounds__(kThreads, 1) w4a16_gemv_kernel(const GemvParam
     for (int slot = 0; slot < kDepth; ++slot) {
       if (slot < to - from) reader.load(ring[slot]);
     }
+    const bool norm = i == 0 && p.norm_weight != nullptr;  // then x comes in one chunk
+    char* norm_weight = x + p.m * stride;
+    if (norm) stage(norm_weight, 0, p.norm_weight, 1, p.k, pass);
     if (i == 0) {
       grid_dependency_launch();
       grid_dependency_wait();
     } else {
       __syncthreads();  // x and the parts of the pass before have been read
     }
-    if (i == 0 || plan.chunks > 1) stage_x(x, stride, p, pass);
+    if (i == 0 || plan.chunks > 1) stage(x, stride, p.x, p.m, p.k, pass);
+    cp_async_wait<0>();
+    if (norm) normalize_rows<T>(x, stride, p.m, p.k, length * kUnitK / 8, norm_weight, p.eps, parts);
     __syncthreads();
 
     float sums[4] = {};
@@ -179,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, 1) w4a16_gemv_kernel(const GemvParam
 
 GemvPlan plan_of(const W4A16Args& a) {
   const Device device = current_device();
-  return GemvPlan::make(int(a.m), a.n, a.k, device.multiprocessors, device.shared_bytes);
+  return GemvPlan::make(int(a.m), a.n, a.k, a.norm_weight != nullptr, device.multiprocessors, device.shared_bytes);
 }
 
 template <typename T, int kGroups>
@@ -197,6 +205,8 @@ void launch(const W4A16Args& a, void* stream) {
   };
   const GemvParams<T> params{
       .x = static_cast<const T*>(a.x),
+      .norm_weight = static_cast<const T*>(a.norm_weight),
+      .eps = a.eps,
       .weight = weight,
       .plan = plan,
       .epilogue = Epilogue<T>(a.bias, a.residual, a.y, a.n, a.silu_mul),
@@ -219,6 +229,8 @@ void launch_groups(const W4A16Args& a, void* stream) {
 }  // namespace
 
 int64_t gemv_workspace(const W4A16Args& args) { return plan_of(args).share.workspace(int(args.m)); }
+
+bool gemv_takes_norm(const W4A16Args& args) { return plan_of(args).chunks == 1; }
 
 void w4a16_gemv(const W4A16Args& args, void* stream) {
   if (args.dtype == Dtype::kBFloat16) return launch_groups<__nv_bfloat16>(args, stream);

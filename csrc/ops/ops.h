@@ -18,7 +18,8 @@ std::tuple<Tensor, Tensor> w4a16_pack(const Tensor& codes, const Tensor& scales,
 Tensor w4a16_dequantize(const Tensor& qweight, const Tensor& qparams, int64_t n, int64_t k, int64_t group_size,
                         torch::headeronly::ScalarType dtype);
 Tensor w4a16_gemv(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias, int64_t n,
-                  int64_t k, int64_t group_size, const OptionalTensor& residual, bool silu_mul);
+                  int64_t k, int64_t group_size, const OptionalTensor& residual, bool silu_mul,
+                  const OptionalTensor& norm_weight, double eps);
 Tensor w4a16_gemm(const Tensor& x, const Tensor& qweight, const Tensor& qparams, const OptionalTensor& bias, int64_t n,
                   int64_t k, int64_t group_size, const OptionalTensor& residual, bool silu_mul, int64_t config);
 std::string w4a16_gemm_configs(const Tensor& like);

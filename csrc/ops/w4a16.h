@@ -11,6 +11,8 @@ struct W4A16Call {
   W4A16Args args;
 };
 
+inline bool is_aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data_ptr()) % backend::kAlignment == 0; }
+
 constexpr int64_t kGateRows = 8;  // consecutive rows of the gate, then as many of the up projection
 
 inline W4A16Call prepare_w4a16(const Tensor& x, const Tensor& qweight, const Tensor& qparams,
@@ -29,9 +31,10 @@ inline W4A16Call prepare_w4a16(const Tensor& x, const Tensor& qweight, const Ten
   const int64_t columns = silu_mul ? n / 2 : n;
   if (residual) check_tensor(*residual, "residual", {m, columns}, x.scalar_type(), x);
 
-  const bool aligned = reinterpret_cast<uintptr_t>(x.data_ptr()) % backend::kAlignment == 0;
-  W4A16Call call{
-      .x = aligned ? x : torch::stable::clone(x), .y = allocate(x, {m, columns}), .scratch = std::nullopt, .args = {}};
+  W4A16Call call{.x = is_aligned(x) ? x : torch::stable::clone(x),
+                 .y = allocate(x, {m, columns}),
+                 .scratch = std::nullopt,
+                 .args = {}};
   if (backend::kConvertsX && needs_floats && dtype != Dtype::kFloat)
     call.scratch = allocate(x, {m, k}, ScalarType::Float);
   call.args = {
@@ -51,6 +54,8 @@ inline W4A16Call prepare_w4a16(const Tensor& x, const Tensor& qweight, const Ten
       .dtype = dtype,
       .config = -1,
       .workspace = nullptr,
+      .norm_weight = nullptr,
+      .eps = 0.f,
   };
   return call;
 }

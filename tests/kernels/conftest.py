@@ -51,7 +51,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if op is not None:
         backends = []
     else:
-        op = Path(str(metafunc.module.__file__)).stem.removeprefix("test_")
+        op = getattr(metafunc.module, "OP", Path(str(metafunc.module.__file__)).stem.removeprefix("test_"))
     if (ROOT / "csrc/cuda" / f"{op}.cu").exists():
         backends += ["emulated-1", "emulated-2"]
     if torch.cuda.is_available():

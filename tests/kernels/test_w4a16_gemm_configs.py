@@ -36,7 +36,7 @@ def multiply(
     added = torch.randn(n).to(dtype) if bias else None
     expected = reference.w4a16_linear(x, *quantized, added)
     if silu_mul:
-        expected = reference.silu_mul(expected.view(m, n // 16, 2, 8).transpose(1, 2).reshape(m, n))
+        expected = reference.silu_mul_of_tiles(expected)
     later = torch.randn(expected.shape).to(dtype) if residual else None
     if later is not None:
         expected = expected + later

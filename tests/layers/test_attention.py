@@ -45,12 +45,15 @@ def test_a_mixed_batch_gives_each_request_what_it_gets_alone() -> None:
     def cache() -> LayerCache:
         return LayerCache(torch.zeros(10, KV_HEADS, S, D), torch.zeros(10, KV_HEADS, S, D))
 
-    alone = [attention(x, layout([(0, len(x))], [table]), cache()) for x, table in zip(inputs, tables, strict=True)]
+    def attend(x: Tensor, layout: BatchLayout, cache: LayerCache) -> Tensor:
+        return attention.out(attention.attend(attention.qkv(x), layout, cache))
+
+    alone = [attend(x, layout([(0, len(x))], [table]), cache()) for x, table in zip(inputs, tables, strict=True)]
     shared = cache()
     begun = torch.cat([inputs[0][:10], inputs[2][:7]])
-    attention(begun, layout([(0, 10), (0, 7)], [tables[0], tables[2]]), shared)
+    attend(begun, layout([(0, 10), (0, 7)], [tables[0], tables[2]]), shared)
     spans = [(10, 11), (0, 20), (7, 16)]
     flat = torch.cat([x[first:last] for x, (first, last) in zip(inputs, spans, strict=True)])
-    got = attention(flat, layout(spans, tables), shared)
+    got = attend(flat, layout(spans, tables), shared)
     expected = torch.cat([x[first:last] for x, (first, last) in zip(alone, spans, strict=True)])
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)

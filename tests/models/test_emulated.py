@@ -14,6 +14,7 @@ import reference
 import tiny_architectures
 import tiny_llama
 import tiny_model
+import tiny_quantized
 import torch
 from emulator import library
 from llama_model import load_llama
@@ -21,7 +22,7 @@ from run_engine import run
 from torch import Tensor
 
 from tinyserve import ops
-from tinyserve.config import DtypeName, EngineConfig, KvCacheDtype, SamplingParams
+from tinyserve.config import DtypeName, EngineConfig, KvCacheDtype, Precision, SamplingParams
 from tinyserve.engine import kv_cache
 from tinyserve.engine.engine import Engine
 from tinyserve.engine.model_runner import ModelRunner
@@ -60,19 +61,25 @@ def greedy(model: LlamaModel, texts: list[Tensor]) -> list[Tensor]:
     return texts
 
 
+@pytest.mark.parametrize("precision", ["W16A16", "W4A16"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("chunk", [1, 16, None], ids=["decode", "chunks", "whole"])
 def test_a_model_chooses_the_tokens_of_the_cpu(
-    chunk: int | None, dtype: DtypeName, tmp_path: Path, emulate: Callable[[], None]
+    chunk: int | None, dtype: DtypeName, precision: Precision, tmp_path: Path, emulate: Callable[[], None]
 ) -> None:
-    folder = tiny_llama.save(tmp_path, num_key_value_heads=1, initializer_range=0.15)  # attention of many keys
+    settings: dict[str, Any] = {"num_key_value_heads": 1, "initializer_range": 0.15}  # attention of many keys
+    folder = tiny_llama.save(tmp_path / "model", dtype=getattr(torch, dtype), **settings)
+    if precision == "W4A16":
+        folder = tiny_quantized.save(tmp_path / "quantized", folder)
     generator = torch.Generator().manual_seed(3)
     prompts = [torch.randint(0, 320, (length,), generator=generator) for length in PROMPT_LENGTHS]
-    model = load_llama(folder, precision="W16A16", dtype=dtype)
+    model = load_llama(folder, precision=precision, dtype=dtype)
     with torch.inference_mode():
         texts = [text[:-1] for text in greedy(model, prompts)]
         expected = torch.cat(flat_batch.logits(model, texts)).double()
         emulate()
+        model = load_llama(folder, precision=precision, dtype=dtype)  # packed anew, blocks computed as on a GPU
+        assert all((linear.fused is not None) == (precision == "W4A16") for linear in model.linears[:-1])
         logits = torch.cat(flat_batch.logits(model, texts, chunk=chunk)).double()
     best = expected.topk(2).values
     is_clear = best[:, 0] - best[:, 1] > NEAR[dtype] * expected.std()

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import tiny_llama
+import tiny_quantized
 import torch
 from llama_model import load_llama
 from transformers import AutoModelForCausalLM
 
-from awq.formats import dequantized_state, open_checkpoint, write_awq_folder
-from awq.quantize import QuantConfig, quantize
+from awq.formats import dequantized_state, open_checkpoint
 from tinyserve.layers.linear import Linear, W4A8Linear, W4A16Linear, W8A8Linear
 from tinyserve.models.evaluation import logits
 from tinyserve.models.loader import load_model
@@ -84,18 +84,7 @@ def quantized(tmp_path: Path) -> Callable[..., Path]:
 
     def make(group_size: int = 32, excluded: tuple[str, ...] = (), **settings: Any) -> Path:
         source = tiny_llama.save(tmp_path / "source", dtype=torch.float16, **settings)
-        checkpoint = open_checkpoint(source)
-        config = QuantConfig(group_size=group_size)
-        tensors, modules = {}, {}
-        for name in checkpoint.names():
-            module = name.removesuffix(".weight")
-            if name.endswith("_proj.weight") and not any(part in module for part in excluded):
-                modules[module] = quantize(checkpoint.tensor(name), config)
-            else:
-                tensors[name] = checkpoint.tensor(name)
-        folder = tmp_path / "quantized"
-        write_awq_folder(folder, source, tensors, modules, config)
-        return folder
+        return tiny_quantized.save(tmp_path / "quantized", source, group_size, excluded)
 
     return make
 

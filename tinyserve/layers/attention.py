@@ -9,6 +9,8 @@ from torch import Tensor
 
 from tinyserve import ops
 from tinyserve.layers.linear import LinearLayer
+from tinyserve.layers.norm import RMSNorm
+from tinyserve.layers.residual import ResidualStream
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +45,14 @@ class Attention:
     soft_cap: float = 0.0  # a score becomes soft_cap * tanh(score / soft_cap); 0: it stays
     alibi_slopes: Tensor | None = None  # fp32 [H], what a score gains for each position that the key is ahead
 
-    def __call__(self, x: Tensor, layout: BatchLayout, cache: LayerCache) -> Tensor:
-        """x [T, C] -> [T, C]; writes the tokens' keys and values into `cache`."""
+    def __call__(self, stream: ResidualStream, norm: RMSNorm, layout: BatchLayout, cache: LayerCache) -> None:
+        """Adds the attention of norm(stream) to the stream, and writes the tokens' keys and values into `cache`."""
+        stream.add(self.out, self.attend(stream.through(norm, self.qkv), layout, cache))
+
+    def attend(self, qkv: Tensor, layout: BatchLayout, cache: LayerCache) -> Tensor:
+        """What lies between the two linear layers: qkv [T, (H + 2 Hkv) D] -> [T, H D]."""
         q = ops.rope_kv_write(
-            self.qkv(x),
+            qkv,
             layout.positions,
             self.cos_sin,
             layout.slots,
@@ -70,4 +76,4 @@ class Attention:
             self.soft_cap,
             self.alibi_slopes,
         )
-        return self.out(context.flatten(1))
+        return context.flatten(1)

@@ -29,6 +29,7 @@ class BitsAndBytesLinear:
     bias: Tensor | None = None  # [N]
 
     own_kernel: ClassVar[bool] = False
+    fused: ClassVar[None] = None
 
     @classmethod
     def quantize(
@@ -109,6 +110,7 @@ class SideBySide:
     layers: Sequence[LinearLayer]
 
     own_kernel: ClassVar[bool] = False
+    fused: ClassVar[None] = None
 
     @property
     def out_features(self) -> int:

@@ -13,9 +13,21 @@ from typing_extensions import Self
 
 from awq.quantize import QuantizedTensor
 from tinyserve import ops
+from tinyserve.layers.norm import RMSNorm
 from tinyserve.ops import PackedWeight, PackedWeight8
 
 Packed = TypeVar("Packed", PackedWeight, PackedWeight8)
+
+
+class FusedProduct(Protocol):
+    @property
+    def silu_mul(self) -> bool:
+        """Whether the rows are those of a gate and an up projection: the result is silu(gate) * up."""
+        ...
+
+    def __call__(self, x: Tensor, norm: RMSNorm | None = None, residual: Tensor | None = None) -> Tensor:
+        """The product of norm(x) [T, K], of x itself without a norm, plus residual -> both [T, out_features]."""
+        ...
 
 
 class LinearLayer(Protocol):
@@ -39,6 +51,11 @@ class LinearLayer(Protocol):
         """Whether the product is an op of tinyserve.ops, not another library's."""
         ...
 
+    @property
+    def fused(self) -> FusedProduct | None:
+        """The product together with what stands around it in a block, where the layer's kernel does that too."""
+        ...
+
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
@@ -50,6 +67,7 @@ class Linear:
     bias: Tensor | None = None  # [N]
 
     own_kernel: ClassVar[bool] = True
+    fused: ClassVar[None] = None
 
     @property
     def out_features(self) -> int:
@@ -82,6 +100,10 @@ class PackedLinear(Generic[Packed]):
     own_kernel: ClassVar[bool] = True
 
     @property
+    def fused(self) -> FusedProduct | None:
+        return None
+
+    @property
     def out_features(self) -> int:
         return self.weight.n
 
@@ -105,6 +127,11 @@ class PackedLinear(Generic[Packed]):
 @dataclass(frozen=True, eq=False)
 class W4A16Linear(PackedLinear[PackedWeight]):
     """A 4-bit weight; activations stay as they come."""
+
+    @staticmethod
+    def join(parts: list[Tensor]) -> Tensor:
+        """The rows of modules that share their input, in the layer's order."""
+        return torch.cat(parts)
 
     @classmethod
     def from_quantized(

@@ -17,6 +17,7 @@ from tinyserve.layers.attention import Attention, BatchLayout, LayerCache
 from tinyserve.layers.linear import LinearLayer
 from tinyserve.layers.mlp import GatedMLP
 from tinyserve.layers.norm import RMSNorm
+from tinyserve.layers.residual import ResidualStream
 from tinyserve.layers.rope import RopeConfig, cos_sin_table
 from tinyserve.models.image_spec import ImageSpec
 from tinyserve.models.weights import WeightReader
@@ -106,15 +107,9 @@ class LlamaLayer:
     mlp_norm: RMSNorm
     mlp: GatedMLP
 
-    def __call__(self, delta: Tensor | None, residual: Tensor, layout: BatchLayout, cache: LayerCache) -> Tensor:
-        """Adds `delta` [T, C] and then the attention's output to `residual` [T, C], in place.
-
-        Returns:
-            The MLP's output [T, C]: the next block's `delta`.
-        """
-        x = self.input_norm(residual) if delta is None else self.input_norm(delta, residual)
-        x = self.attention(x, layout, cache)
-        return self.mlp(self.mlp_norm(x, residual))
+    def __call__(self, stream: ResidualStream, layout: BatchLayout, cache: LayerCache) -> None:
+        self.attention(stream, self.input_norm, layout, cache)
+        self.mlp(stream, self.mlp_norm)
 
 
 class LlamaModel:
@@ -166,16 +161,13 @@ class LlamaModel:
         Returns:
             The final hidden states [R, C], normalised.
         """
-        residual = self.embedding(token_ids)
+        x = self.embedding(token_ids)
         if inserted is not None:
-            residual.index_copy_(0, inserted.rows, inserted.embeddings)
-        delta: Tensor | None = None
+            x.index_copy_(0, inserted.rows, inserted.embeddings)
+        stream = ResidualStream(x)
         for layer, cache in zip(self.layers, caches, strict=True):
-            delta = layer(delta, residual, layout, cache)
-        if rows is not None:
-            residual = residual.index_select(0, rows)
-            delta = None if delta is None else delta.index_select(0, rows)
-        return self.norm(residual) if delta is None else self.norm(delta, residual)
+            layer(stream, layout, cache)
+        return (stream if rows is None else stream.select(rows)).normed(self.norm)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -220,7 +212,7 @@ def _layer(config: LlamaConfig, weights: WeightReader, index: int, cos_sin: Tens
         ),
         mlp_norm=_norm(config, weights, f"{prefix}.post_attention_layernorm"),
         mlp=GatedMLP(
-            gate_up=weights.linear(gate_up, hidden),
+            gate_up=weights.linear(gate_up, hidden, is_gated=True),
             down=weights.linear({f"{mlp}.down_proj": hidden}, config.intermediate_size),
         ),
     )

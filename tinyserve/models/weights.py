@@ -5,7 +5,7 @@ and how a tensor is stored is the business of awq.formats.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import torch
@@ -14,9 +14,11 @@ from tqdm import tqdm
 
 from awq.formats import Checkpoint
 from awq.quantize import QuantizedTensor, dequantize
+from tinyserve import ops
 from tinyserve.config import LoadIn
 from tinyserve.layers.bitsandbytes_linear import BitsAndBytesLinear, SideBySide
 from tinyserve.layers.embedding import Embedding, W8Embedding
+from tinyserve.layers.fused_linear import GATE_ROWS, FusedLinear, GatedLinear
 from tinyserve.layers.huge_pages import HugePages
 from tinyserve.layers.linear import Linear, LinearLayer, W4A8Linear, W4A16Linear, W8A8Linear
 from tinyserve.models import bitsandbytes_stored
@@ -25,6 +27,7 @@ from tinyserve.models.packed_file import Weight
 from tinyserve.ops import PackedWeight, PackedWeight8
 
 Placeable = TypeVar("Placeable", Linear, W4A8Linear, W4A16Linear, W8A8Linear)
+Join = Callable[[list[Tensor]], Tensor]  # rows of several modules to those of one
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ class WeightReader:
         self._load_in = load_in
         self._pages = pages or HugePages()
         self._packed = packed
+        self._fuses = ops.w4a16_fuses(device)
 
     def as_stored(self) -> "WeightReader":
         """The same without quantizing anything: for parts that stay in 16 bits."""
@@ -106,15 +110,21 @@ class WeightReader:
         # A vector that stayed in its file's mapping would keep all that was read from there in memory.
         return tensor.to(self.device, self.dtype, copy=tensor.dim() == 1).contiguous()
 
-    def linear(self, rows: Mapping[str, int], in_features: int) -> LinearLayer:
+    def linear(self, rows: Mapping[str, int], in_features: int, is_gated: bool = False) -> LinearLayer:
         """One layer from the modules in `rows` (name to number of output features), one below the other.
 
         Modules that share their input become one matrix, so that a step reads the input once and calls one op.
 
+        Args:
+            rows: in the order of the result's columns.
+            in_features: C.
+            is_gated: the modules are the gate and the up projection of a GatedMLP: they may come as a layer that also
+                multiplies its two parts.
+
         Raises:
             ValueError: a tensor is missing or has another shape than config.json says.
         """
-        return self._linear(rows, in_features, self._load_in)
+        return self._linear(rows, in_features, self._load_in, is_gated)
 
     def embedding(
         self, shape: tuple[int, int], is_output: bool, name: str = "model.embed_tokens"
@@ -149,20 +159,22 @@ class WeightReader:
     def _placed(self, layer: Placeable) -> Placeable:
         return layer.placed(self._pages.place) if self.device.type == "cpu" else layer
 
-    def _linear(self, rows: Mapping[str, int], in_features: int, load_in: LoadIn | None) -> LinearLayer:
+    def _linear(
+        self, rows: Mapping[str, int], in_features: int, load_in: LoadIn | None, is_gated: bool = False
+    ) -> LinearLayer:
         if load_in or any(bitsandbytes_stored.holds(self._checkpoint, name) for name in rows):
             layers = [self._bitsandbytes(name, n, in_features, load_in) for name, n in rows.items()]
             return layers[0] if len(layers) == 1 else SideBySide(layers)
-        bias = self._bias(rows)
-        kind = W4A8Linear if self._rounded else W4A16Linear
+        kind = self._kind_of_4_bits(rows, is_gated)
         together = " ".join(rows)
         if stored := self._stored(together, PackedWeight, sum(rows.values()), in_features):
-            return kind(stored, bias)
+            return kind(stored, self._bias(rows, kind.join))
         quantized = {
             name: self._quantized(name, n, in_features) for name, n in rows.items() if self._is_quantized(name)
         }
         if len(quantized) == len(rows) and len({parts.config for parts in quantized.values()}) == 1:
-            layer = self._placed(kind.from_quantized(_concatenate(list(quantized.values())), bias, self.dtype))
+            whole = _joined(list(quantized.values()), kind.join)
+            layer = self._placed(kind.from_quantized(whole, self._bias(rows, kind.join), self.dtype))
             if self._packed is not None:
                 self._packed.add(together, layer.weight)
             return layer
@@ -174,7 +186,13 @@ class WeightReader:
             else self.tensor(f"{name}.weight", (n, in_features))
             for name, n in rows.items()
         ]
-        return self._placed(Linear(weights[0] if len(weights) == 1 else torch.cat(weights), bias))
+        return self._placed(Linear(weights[0] if len(weights) == 1 else torch.cat(weights), self._bias(rows)))
+
+    def _kind_of_4_bits(self, rows: Mapping[str, int], is_gated: bool) -> type[W4A16Linear]:
+        """Decides how a block is computed: which of its norms, SiLU and additions run within its linear layers."""
+        if self._rounded or not self._fuses:  # the norms add, and SiLU is alone
+            return W4A8Linear if self._rounded else W4A16Linear
+        return GatedLinear if is_gated and all(n % GATE_ROWS == 0 for n in rows.values()) else FusedLinear
 
     def _require(self, name: str) -> None:
         if not self._checkpoint.has(name):
@@ -203,7 +221,7 @@ class WeightReader:
         weight = self.tensor(f"{module}.weight", (n, k))
         return BitsAndBytesLinear.quantize(weight, load_in, self.device, bias) if load_in else Linear(weight, bias)
 
-    def _bias(self, rows: Mapping[str, int]) -> Tensor | None:
+    def _bias(self, rows: Mapping[str, int], join: Join = torch.cat) -> Tensor | None:
         if not any(self._checkpoint.has(f"{name}.bias") for name in rows):
             return None
         parts = [
@@ -212,16 +230,16 @@ class WeightReader:
             else torch.zeros(n, dtype=self.dtype, device=self.device)
             for name, n in rows.items()
         ]
-        return torch.cat(parts)
+        return join(parts)
 
 
-def _concatenate(parts: list[QuantizedTensor]) -> QuantizedTensor:
-    """One quantized tensor whose rows are those of `parts`, in order."""
+def _joined(parts: list[QuantizedTensor], join: Join) -> QuantizedTensor:
+    """One quantized tensor with the rows of all `parts`."""
     if len(parts) == 1:
         return parts[0]
     return QuantizedTensor(
-        torch.cat([part.codes for part in parts]),
-        torch.cat([part.scales for part in parts]),
-        torch.cat([part.zeros for part in parts]),
+        join([part.codes for part in parts]),
+        join([part.scales for part in parts]),
+        join([part.zeros for part in parts]),
         parts[0].config,
     )

@@ -1,0 +1,20 @@
+"""Rounds a small 16-bit model to 4 bits, as an AWQ folder without a search."""
+
+from pathlib import Path
+
+from awq.formats import open_checkpoint, write_awq_folder
+from awq.quantize import QuantConfig, quantize
+
+
+def save(folder: Path, source: Path, group_size: int = 32, excluded: tuple[str, ...] = ()) -> Path:
+    """Writes the folder `source` with its linear layers in 4 bits; `excluded` modules stay in 16 bits."""
+    checkpoint, config = open_checkpoint(source), QuantConfig(group_size=group_size)
+    tensors, modules = {}, {}
+    for name in checkpoint.names():
+        module = name.removesuffix(".weight")
+        if name.endswith("_proj.weight") and not any(part in module for part in excluded):
+            modules[module] = quantize(checkpoint.tensor(name), config)
+        else:
+            tensors[name] = checkpoint.tensor(name)
+    write_awq_folder(folder, source, tensors, modules, config)
+    return folder
