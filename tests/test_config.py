@@ -71,6 +71,7 @@ def test_what_counts_as_greedy(settings: dict[str, Any]) -> None:
         ({"dtype": "int8"}, "dtype must be auto, float16, bfloat16, float32, got 'int8'"),
         ({"kv_cache_dtype": "int4"}, "kv_cache_dtype must be auto, int8 or fp8, got 'int4'"),
         ({"cpu_compute": "int4"}, "cpu_compute must be int8 or exact, got 'int4'"),
+        ({"lm_head_dtype": "int4"}, "lm_head_dtype must be auto or int8, got 'int4'"),
         ({"block_size": 12}, "block_size must be 8, 16, 32, 64 or 128, got 12"),
         ({"max_num_requests": 0}, "max_num_requests"),
         ({"max_batch_tokens": 8}, "max_batch_tokens"),

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 Precision = Literal["W4A16", "W16A16"]
 CpuCompute = Literal["int8", "exact"]
+LmHeadDtype = Literal["auto", "int8"]
 LoadIn = Literal["8bit", "4bit"]  # bitsandbytes' LLM.int8 and NF4
 KvCacheDtype = Literal["auto", "int8", "fp8"]
 DtypeName = Literal["auto", "float16", "bfloat16", "float32"]
@@ -145,8 +146,10 @@ class EngineConfig:
     image_memory_bytes: int = 512 << 20  # of what images have become: those of running requests, and the latest others
     max_context: int | None = None  # None: the model's
     seed: int = 0
+    lm_head_dtype: LmHeadDtype = "auto"  # int8: an output layer of 16 bits is rounded to 8; auto: as cpu_compute says
 
     def __post_init__(self) -> None:
+        _check(self.lm_head_dtype in get_args(LmHeadDtype), "lm_head_dtype", self.lm_head_dtype, "auto or int8")
         _check(self.precision in get_args(Precision), "precision", self.precision, "W4A16 or W16A16")
         if self.load_in is not None:
             _check(self.load_in in get_args(LoadIn), "load_in", self.load_in, "8bit or 4bit")

@@ -99,6 +99,7 @@ class Engine:
             config.model_base,
             config.load_in,
             config.packed_cache,
+            config.lm_head_dtype,
         )
         engine = cls(config, model, Tokenizer(tokenizer_folder(config.model_path, config.model_base)))
         warm_up(engine._scheduler, engine._runner, engine._pace, engine.context_length)

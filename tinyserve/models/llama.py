@@ -127,7 +127,7 @@ class LlamaModel:
         self.embedding = weights.embedding(shape, is_output=tied)
         self.layers = [_layer(config, weights, index, cos_sin) for index in weights.progress(config.num_layers)]
         self.norm = _norm(config, weights, "model.norm")
-        self.lm_head = self.embedding.as_output() if tied else weights.lm_head(shape)
+        self.lm_head = weights.lm_head(shape, tied=self.embedding if tied else None)
 
     @property
     def linears(self) -> list[LinearLayer]:

@@ -11,7 +11,7 @@ import torch
 
 from awq.formats import Checkpoint
 from awq.formats.json_file import read_json
-from tinyserve.config import CpuCompute, DtypeName, LoadIn, Precision
+from tinyserve.config import CpuCompute, DtypeName, LmHeadDtype, LoadIn, Precision
 from tinyserve.models import registry
 from tinyserve.models.language_model import LanguageModel
 from tinyserve.models.llava import LlavaConfig, LlavaImages
@@ -35,6 +35,7 @@ def load_model(
     model_base: Path | None = None,
     load_in: LoadIn | None = None,
     packed_cache: Path | bool = False,
+    lm_head_dtype: LmHeadDtype = "auto",
 ) -> LanguageModel:
     """Loads a checkpoint into the definition of its architecture.
 
@@ -51,6 +52,8 @@ def load_model(
         load_in: quantize the linear layers of a 16-bit model by bitsandbytes.
         packed_cache: a folder where packed weights are kept for the next start, of 4-bit weights on a CPU; True: beside
             the checkpoint.
+        lm_head_dtype: "int8": an output layer that has 16 bits in the checkpoint is rounded to 8; "auto": it is not,
+            but where cpu_compute says so.
 
     Raises:
         FileNotFoundError: model_path or quant_path does not exist.
@@ -78,7 +81,15 @@ def load_model(
         _check_can_keep_packed(precision, torch.device(device))
         folder = None if packed_cache is True else packed_cache
         packed = PackedCache.of_model(folder, model_path, quant_path, activations, rounded)
-    weights = WeightReader(named, activations, torch.device(device), rounded, load_in, packed=packed)
+    weights = WeightReader(
+        named,
+        activations,
+        torch.device(device),
+        rounded,
+        load_in,
+        packed=packed,
+        has_8_bit_output=lm_head_dtype == "int8",
+    )
     model = definition.model(config, weights, num_positions=max_context or config.context_length)
     if packed is not None:
         packed.save()

@@ -70,11 +70,11 @@ def _fill_vocabulary(skeleton: Skeleton, weights: WeightReader) -> LinearLayer:
     is_tied = f"{names[output]}.weight" in network.all_tied_weights_keys
     stored_embedding = stored[f"{names[embedding]}.weight"].removesuffix(".weight")
     rows = weights.embedding(tuple(embedding.weight.shape), is_tied, stored_embedding)
+    shape = (output.out_features, output.in_features)
     if is_tied:
-        layer = rows.as_output()
+        layer = weights.lm_head(shape, tied=rows)
     else:
-        stored_output = stored[f"{names[output]}.weight"].removesuffix(".weight")
-        layer = weights.lm_head((output.out_features, output.in_features), stored_output)
+        layer = weights.lm_head(shape, stored[f"{names[output]}.weight"].removesuffix(".weight"))
     network.set_submodule(names[output], QuantLinear(layer, output.in_features))
     if type(embedding).forward is nn.Embedding.forward:
         network.set_submodule(names[embedding], QuantEmbedding(rows))

@@ -20,6 +20,7 @@ from tinyserve.layers.bitsandbytes_linear import BitsAndBytesLinear, SideBySide
 from tinyserve.layers.embedding import Embedding, W8Embedding
 from tinyserve.layers.fused_linear import GATE_ROWS, FusedLinear, GatedLinear
 from tinyserve.layers.huge_pages import HugePages
+from tinyserve.layers.int8_linear import W8A16Linear
 from tinyserve.layers.linear import Linear, LinearLayer, W4A8Linear, W4A16Linear, W8A8Linear
 from tinyserve.models import bitsandbytes_stored
 from tinyserve.models.packed_cache import PackedCache
@@ -43,6 +44,7 @@ class WeightReader:
         load_in: how bitsandbytes quantizes linear layers of 16 bits, the output layer excepted; None: not at all.
         pages: where weights of the CPU lie, in the order in which they are read here; None: pages of its own.
         packed: packed weights of an earlier start; None: all are packed here.
+        has_8_bit_output: an output layer of 16 bits is rounded to 8; activations are not, unless `rounded`.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class WeightReader:
         load_in: LoadIn | None = None,
         pages: HugePages | None = None,
         packed: PackedCache | None = None,
+        has_8_bit_output: bool = False,
     ) -> None:
         self.dtype = dtype
         self.device = device
@@ -62,6 +65,7 @@ class WeightReader:
         self._load_in = load_in
         self._pages = pages or HugePages()
         self._packed = packed
+        self._has_8_bit_output = has_8_bit_output
         self._fuses = ops.w4a16_fuses(device)
 
     def as_stored(self) -> "WeightReader":
@@ -136,8 +140,23 @@ class WeightReader:
             return W8Embedding(output, self.dtype)
         return Embedding(self.tensor(f"{name}.weight", shape))
 
-    def lm_head(self, shape: tuple[int, int], name: str = "lm_head") -> LinearLayer:
-        """The output layer [V, C] of a model where it is not the embedding."""
+    def lm_head(
+        self, shape: tuple[int, int], name: str = "lm_head", tied: Embedding | W8Embedding | None = None
+    ) -> LinearLayer:
+        """The output layer [V, C]: the module `name`, or the matrix of the embedding `tied`, which stays for tokens.
+
+        Raises:
+            ValueError: as `linear`, or C is no multiple of 32 for a weight of 8 bits.
+        """
+        layer = self._untied_lm_head(shape, name) if tied is None else tied.as_output()
+        if not self._has_8_bit_output or isinstance(layer, W8A8Linear):
+            return layer
+        if not isinstance(layer, Linear):
+            _log.warning("the output layer is not rounded to 8 bits: the checkpoint has it quantized already")
+            return layer
+        return self._placed(W8A16Linear.from_weight(layer.weight, layer.bias))
+
+    def _untied_lm_head(self, shape: tuple[int, int], name: str) -> LinearLayer:
         rows = {name: shape[0]}
         if self._rounded and (stored := self._stored(name, PackedWeight8, *shape)):
             return W8A8Linear(stored, self._bias(rows))

@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 from typing import get_args
 
-from tinyserve.config import CpuCompute, DtypeName, EngineConfig, KvCacheDtype, Precision
+from tinyserve.config import CpuCompute, DtypeName, EngineConfig, KvCacheDtype, LmHeadDtype, Precision
 from tinyserve.serve import http_server
 from tinyserve.serve.address import check_worker_address
 from tinyserve.serve.llava_templates import TEMPLATES
@@ -86,6 +86,12 @@ def add_model_flags(flags: argparse.ArgumentParser, model_path: bool = True) -> 
         default=False,
         metavar="DIR",
         help="on a CPU: keep packed 4-bit weights for the next start, in DIR or beside the checkpoint",
+    )
+    group.add_argument(
+        "--lm-head-dtype",
+        choices=get_args(LmHeadDtype),
+        default="auto",
+        help="int8: an output layer of 16 bits is rounded to 8, half the bytes of every token (auto: --cpu-compute's)",
     )
     group.add_argument("--max-context", type=int, metavar="TOKENS", help="default: the model's")
     group.add_argument(
@@ -162,6 +168,7 @@ def run(args: argparse.Namespace) -> None:
             device=args.device,
             packed_cache=args.packed_cache,
             cpu_compute=args.cpu_compute,
+            lm_head_dtype=args.lm_head_dtype,
             max_context=args.max_context,
             kv_cache_dtype=args.kv_cache_dtype,
             kv_cache_bytes=args.kv_cache_bytes,
