@@ -4,10 +4,9 @@
 namespace tinyserve::cpu::TINYSERVE_ISA {
 namespace {
 
-// What is left of h - mean of `count` elements; 0 past them.
-template <typename T>
-Vec deviations(const T* h, int64_t count, Vec mean) {
-  const Vec d = load_part(h, count) - mean;
+// h - mean of `count` elements; 0 past them.
+Vec deviations(Vec h, int64_t count, Vec mean) {
+  const Vec d = h - mean;
   if (count >= kWidth) return d;
   float lanes[kWidth];
   store(lanes, d);
@@ -16,6 +15,11 @@ Vec deviations(const T* h, int64_t count, Vec mean) {
 
 template <typename T>
 void norm_row(const T* x, const T* weight, const T* bias, T* residual, T* y, int64_t channels, float eps) {
+  // Sums are of what is left of the row's first element: beside a mean far beyond the deviation, rounding would take
+  // that.
+  float first[kWidth];
+  store(first, load_part(x, 1) + (residual != nullptr ? load_part(residual, 1) : Vec{}));
+  const Vec pivot = broadcast(first[0]);
   Vec total = {};
   for (int64_t c = 0; c < channels; c += kWidth) {
     Vec h = load_part(x + c, channels - c);
@@ -23,17 +27,17 @@ void norm_row(const T* x, const T* weight, const T* bias, T* residual, T* y, int
       store_part(residual + c, h + load_part(residual + c, channels - c), channels - c);
       h = load_part(residual + c, channels - c);  // as rounded: the norm is of what is stored
     }
-    total += h;
+    total += deviations(h, channels - c, pivot);
   }
   const T* from = residual != nullptr ? residual : x;
-  const Vec rough_mean = broadcast(sum(total) / float(channels));
+  const Vec rough_mean = pivot + broadcast(sum(total) / float(channels));
   Vec deviation = {}, squares = {};
   for (int64_t c = 0; c < channels; c += kWidth) {
-    const Vec d = deviations(from + c, channels - c, rough_mean);
+    const Vec d = deviations(load_part(from + c, channels - c), channels - c, rough_mean);
     deviation += d;
     squares += d * d;
   }
-  const float rest = sum(deviation) / float(channels);  // what rounding a large sum has left in the mean
+  const float rest = sum(deviation) / float(channels);  // what rounding has left in the mean
   const float variance = sum(squares) / float(channels) - rest * rest;
   const Vec scale = broadcast(1.f / __builtin_sqrtf(variance + eps));
   for (int64_t c = 0; c < channels; c += kWidth) {

@@ -44,11 +44,12 @@ def test_adds_the_residual_in_place(tokens: int, channels: int, dtype: torch.dty
 
 @pytest.mark.parametrize("channels", [7, 768, 5000])
 @pytest.mark.parametrize("mean", [1e3, -1e5, 1e7])
-def test_a_mean_far_beyond_the_deviation_costs_nothing(mean: float, channels: int, device: str) -> None:
+def test_a_mean_far_beyond_the_deviation_costs_nothing(mean: float, channels: int, device: str, is_cuda: bool) -> None:
     x = torch.randn(3, channels) + mean
     weight, bias = torch.randn(channels), torch.randn(channels)
     out = ops.layer_norm(x.to(device), weight.to(device), bias.to(device), 1e-5)
-    assert reference.relative_error(out.cpu(), reference.layer_norm(x, weight, bias, 1e-5)) < 1e-5
+    allowed = 1e-5 if is_cuda else 1e-6
+    assert reference.relative_error(out.cpu(), reference.layer_norm(x, weight, bias, 1e-5)) < allowed
 
 
 def test_rows_that_start_off_16_bytes(device: str) -> None:
