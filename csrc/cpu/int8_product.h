@@ -53,12 +53,13 @@ inline Int8Group quantize_group(const T* x, int64_t size, int8_t* codes, int64_t
     not_finite += value * 0.0f;
   }
   const float scale = max(largest) / kMaxCode + sum(not_finite);
-  const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-  IntVec order, total = {};
+  const float inverse = scale >= __FLT_MIN__ ? 1.0f / scale : 0.0f;  // finite
+  IntVec order;
+  UintVec total = {};  // what is not finite becomes any integer, whose sum may wrap
   for (int i = 0; i < kWidth; ++i) order[i] = i / 8 * 8 + i % 4 * 2 + i / 4 % 2;
   for (int64_t i = 0; i < size; i += kWidth) {
     const IntVec rounded = round_to_int(load(x + i) * inverse);
-    total += rounded;
+    total += reinterpret_cast<UintVec>(rounded);
     int8_t* to = codes + i / 8 * stride;
     if constexpr (kWidth < 8) {
       for (int64_t j = i; j < i + kWidth; ++j) to[j % 8 / 2 + j % 2 * 4] = int8_t(rounded[j - i]);
@@ -67,7 +68,8 @@ inline Int8Group quantize_group(const T* x, int64_t size, int8_t* codes, int64_t
       for (int j = 0; j < kWidth / 8; ++j) memcpy(to + j * stride, reinterpret_cast<const int8_t*>(&bytes) + j * 8, 8);
     }
   }
-  return {scale, int32_t(sum(__builtin_convertvector(total, Vec)))};  // at most 127 * 128: exact
+  if (scale != scale) return {scale, 0};
+  return {scale, int32_t(sum(__builtin_convertvector(reinterpret_cast<IntVec>(total), Vec)))};  // at most 127 * 128
 }
 
 inline void quantize_rows(const Int8LinearArgs& a) {
