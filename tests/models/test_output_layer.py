@@ -6,12 +6,15 @@ from typing import get_args
 
 import pytest
 import tiny_llama
+import tiny_model
 import tiny_quantized
 import torch
 from llama_model import load_llama
+from run_engine import run
 from torch import Tensor
 
-from tinyserve.config import LmHeadDtype
+from tinyserve.config import EngineConfig, LmHeadDtype, SamplingParams
+from tinyserve.engine.engine import Engine
 from tinyserve.layers.embedding import Embedding, W8Embedding
 from tinyserve.layers.int8_linear import W8A16Linear
 from tinyserve.layers.linear import Linear, W4A16Linear, W8A8Linear
@@ -38,7 +41,17 @@ def test_is_rounded_where_asked(tied: bool, tmp_path: Path) -> None:
     assert isinstance(rounded.embedding, Embedding)
     assert torch.equal(rounded.embedding.weight, exact.embedding(torch.arange(320)))  # tokens are looked up as before
     assert 0.001 < distance(rounded, exact) < 0.01
-    assert rounded.only_own_kernels
+    assert not rounded.only_own_kernels  # a tape would not hold all of it
+
+
+def test_every_step_of_an_engine_has_its_own_logits(tmp_path: Path) -> None:
+    folder = tiny_model.save(tmp_path / "model", initializer_range=0.4)
+    config = EngineConfig(folder, precision="W16A16", lm_head_dtype="int8", kv_cache_bytes=1 << 22, device="cpu")
+    prompt = [5, 9, 200, 31]
+    (result,) = run(Engine.create(config), [prompt], SamplingParams(max_new_tokens=12, temperature=0, ignore_eos=True))
+    whole = torch.tensor([prompt + result.token_ids])
+    chosen = logits(load_llama(folder, precision="W16A16", lm_head_dtype="int8"), whole)[0].argmax(-1)
+    assert chosen[len(prompt) - 1 : -1].tolist() == result.token_ids
 
 
 def test_a_cpu_that_rounds_activations_has_its_own(tmp_path: Path) -> None:

@@ -97,7 +97,9 @@ class PackedLinear(Generic[Packed]):
     weight: Packed
     bias: Tensor | None = None  # [N]
 
-    own_kernel: ClassVar[bool] = True
+    @property
+    def own_kernel(self) -> bool:
+        return True
 
     @property
     def fused(self) -> FusedProduct | None:
