@@ -22,6 +22,7 @@ from benchmarks.kernels.peers.folder import PeerFolder
 from benchmarks.kernels.peers.peer import Unavailable
 from benchmarks.kernels.rivals import Measurement, Result
 from benchmarks.kernels.timing import LoopTimer
+from tinyserve import fallback, ops
 
 
 class Wrong(Sdpa):
@@ -54,6 +55,16 @@ def test_ours_and_torchs_compute_the_reference(case: Case, few_copies: None) -> 
     for measured in result.measured.values():
         assert 0 < measured.error < 1e-2
         assert (measured.copies, measured.copy_bytes) == (2, case.kv_bytes)
+
+
+@pytest.mark.parametrize("case", [Case(GROUPED, 2, 1, 45, "fp8"), Case(GROUPED, 2, 13, 50, "fp8")], ids=str)
+def test_caches_of_fp8_are_as_the_ops_want_them(case: Case, few_copies: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU has no kernels for them: by the slower definitions."""
+    monkeypatch.setattr(ops, "_kernel", lambda name, device: getattr(fallback, name))
+    implementations = {made.name: made for made in (PagedAttention("cpu"), TwoOps("cpu"))}
+    result = comparison.compare(case, implementations, LoopTimer(), budget_s=0.0)
+    assert result.failed == {}
+    assert all(0 < measured.error < 1e-2 for measured in result.measured.values())
 
 
 def test_new_tokens_leave_the_cache_as_it_was() -> None:
