@@ -123,6 +123,19 @@ class Cache:
         starts, contexts = self.starts.to(device), torch.tensor(self.contexts).int().to(device)
         return ops.paged_attention(q, keys, values, tables, starts, contexts, self.head_dim**-0.5)
 
+    def decode(self, device: str) -> Tensor:
+        """One more token of each request, the last one's in a slot of its own; the others are padding."""
+        keys, values = (cache.to(device, copy=True) for cache in (self.keys, self.values))
+        contexts = torch.tensor(self.contexts).int()
+        place = int(self.tables[2, (self.contexts[2] - 1) // 16]) * 16 + (self.contexts[2] - 1) % 16
+        slots = torch.tensor([-1, -1, place]).int()
+        qkv, positions, cos_sin = (tensor.to(device) for tensor in (self.qkv[:3], contexts - 1, self.cos_sin))
+        tables, starts = self.tables.to(device), torch.arange(4).int().to(device)
+        turned = (qkv, positions, cos_sin, slots.to(device), keys, values)
+        lengths = (tables, starts, contexts.to(device))
+        out = ops.rope_paged_attention(*turned, *lengths, self.heads, self.head_dim**-0.5)
+        return torch.cat([out[2].flatten(), keys.flatten(), values.flatten()])
+
 
 def works() -> Iterator[tuple[str, str, Work]]:
     """The op, which case of it, and the work."""
@@ -140,6 +153,7 @@ def works() -> Iterator[tuple[str, str, Work]]:
             yield "paged_attention", f"{name} {stored}", partial(cache.attend_in_8_bits, stored)
         yield "rope_kv_write", name, cache.write
         yield "paged_attention", name, cache.attend
+        yield "rope_paged_attention", name, cache.decode
         for n, k, group_size in WEIGHTS:
             for rows in ROWS:
                 case = f"{n}x{k} g{group_size} M={rows} {name}"

@@ -37,6 +37,11 @@
       "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_tables, Tensor query_starts, "  \
       "Tensor context_lens, float scale, Tensor? k_scales=None, Tensor? v_scales=None, int window=0, "        \
       "float soft_cap=0.0, Tensor? alibi_slopes=None) -> Tensor");                                            \
+  m.def(                                                                                                      \
+      "rope_paged_attention(Tensor qkv, Tensor positions, Tensor cos_sin, Tensor slots, Tensor(a!) "          \
+      "k_cache, Tensor(b!) v_cache, Tensor block_tables, Tensor query_starts, Tensor context_lens, "          \
+      "int num_heads, float scale, Tensor(c!)? k_scales=None, Tensor(d!)? v_scales=None, int window=0, "      \
+      "float soft_cap=0.0, Tensor? alibi_slopes=None) -> Tensor");                                            \
   m.def("layer_norm(Tensor x, Tensor weight, Tensor? bias, float eps, Tensor(a!)? residual=None) -> Tensor"); \
   m.def(                                                                                                      \
       "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor uniform) "  \
@@ -54,7 +59,8 @@
   m.impl("rope_kv_write", TORCH_BOX(&tinyserve::rope_kv_write));           \
   m.impl("paged_attention", TORCH_BOX(&tinyserve::paged_attention));       \
   m.impl("layer_norm", TORCH_BOX(&tinyserve::layer_norm));                 \
-  m.impl("sample", TORCH_BOX(&tinyserve::sample))
+  m.impl("sample", TORCH_BOX(&tinyserve::sample));                         \
+  m.impl("rope_paged_attention", TORCH_BOX(&tinyserve::rope_paged_attention))
 
 #if defined(TINYSERVE_CUDA)
 
@@ -97,6 +103,7 @@ STABLE_TORCH_LIBRARY_IMPL(tinyserve, CPU, m) {
   m.impl("rope_kv_write", TORCH_BOX(&tinyserve::rope_kv_write));
   m.impl("paged_attention", TORCH_BOX(&tinyserve::paged_attention));
   m.impl("layer_norm", TORCH_BOX(&tinyserve::layer_norm));
+  m.impl("rope_paged_attention", TORCH_BOX(&tinyserve::rope_paged_attention));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tinyserve, CompositeExplicitAutograd, m) {

@@ -268,6 +268,12 @@ constexpr float kGreedyTemperature = 1e-3f;
 constexpr float kGreedyTopP = 1e-8f;
 constexpr int64_t kMaxVocab = 1 << 18;  // of sample, whose sums of weights then fit 64 bits
 
+// rope_kv_write and then paged_attention of a batch whose requests have one query each.
+struct RopePagedAttentionArgs {
+  RopeKvWriteArgs rope;          // its q may be null where cuda::fuses_rope()
+  PagedAttentionArgs attention;  // of the same q and the same caches
+};
+
 // The ops that each backend has: X(op, args struct). A line here, ops/<op>.cpp, cpu/<op>.cpp (cuda/<op>.cu), a line in
 // bindings.cpp.
 #define TINYSERVE_CPU_KERNELS(X)           \
@@ -285,7 +291,8 @@ constexpr int64_t kMaxVocab = 1 << 18;  // of sample, whose sums of weights then
   X(silu_mul, SiluMulArgs)                 \
   X(rope_kv_write, RopeKvWriteArgs)        \
   X(paged_attention, PagedAttentionArgs)   \
-  X(layer_norm, LayerNormArgs)
+  X(layer_norm, LayerNormArgs)             \
+  X(rope_paged_attention, RopePagedAttentionArgs)
 #define TINYSERVE_CUDA_KERNELS(X)          \
   X(w4a16_pack, W4A16PackArgs)             \
   X(w4a16_dequantize, W4A16DequantizeArgs) \
@@ -296,7 +303,8 @@ constexpr int64_t kMaxVocab = 1 << 18;  // of sample, whose sums of weights then
   X(rope_kv_write, RopeKvWriteArgs)        \
   X(paged_attention, PagedAttentionArgs)   \
   X(layer_norm, LayerNormArgs)             \
-  X(sample, SampleArgs)
+  X(sample, SampleArgs)                    \
+  X(rope_paged_attention, RopePagedAttentionArgs)
 
 // Both backends answer to the same calls; the CPU ignores the stream.
 #define TINYSERVE_DECLARE(op, Args) void op(const Args& args, void* stream);
@@ -316,6 +324,8 @@ int64_t gemv_workspace(const W4A16Args& args);  // floats that w4a16_gemv needs
 bool gemv_takes_norm(const W4A16Args& args);    // whether it has room to compute x's norm itself
 
 int64_t paged_attention_workspace(const PagedAttentionArgs& args);  // floats
+int64_t rope_paged_attention_workspace(const RopePagedAttentionArgs& args);
+bool fuses_rope(const RopeKvWriteArgs& args);  // whether rope_paged_attention is one kernel; otherwise it is two
 }  // namespace cuda
 #undef TINYSERVE_DECLARE
 
@@ -323,6 +333,7 @@ namespace cpu {
 
 inline int64_t gemv_workspace(const W4A16Args&) { return 0; }
 inline bool gemv_takes_norm(const W4A16Args&) { return false; }
+inline bool fuses_rope(const RopeKvWriteArgs&) { return false; }
 
 // Every cpu/<op>.cpp is compiled once per instruction set, into a namespace of its name; this is one compilation's
 // kernels.

@@ -348,6 +348,30 @@ def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, mi
     return torch.where(torch.isfinite(best), chosen, -1)[:, 0].int()
 
 
+def rope_paged_attention(
+    qkv: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    slots: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    num_heads: int,
+    scale: float,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+) -> Tensor:
+    """rope_kv_write and then paged_attention, of which see the arguments; query_starts: at most one query a request."""
+    q = rope_kv_write(qkv, positions, cos_sin, slots, k_cache, v_cache, num_heads, k_scales, v_scales)
+    lengths, scores = (block_tables, query_starts, context_lens), (window, soft_cap, alibi_slopes)
+    return paged_attention(q, k_cache, v_cache, *lengths, scale, k_scales, v_scales, *scores)
+
+
 def _attend(
     queries: Tensor,
     keys: Tensor,

@@ -325,7 +325,7 @@ def paged_attention(
     Returns:
         [T, H, D].
     """
-    if q.is_cuda and (q.dtype == torch.float32 or (k_scales is not None and q.shape[-1] % 16)):
+    if _has_no_attention_kernel(q, k_cache):
         kernel = _slower("paged_attention", "of float32, or of 8 bits and heads of no multiple of 16, on a GPU")
     else:
         kernel = _kernel("paged_attention", q.device.type)
@@ -372,6 +372,54 @@ def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, mi
     kernel = _slower("sample", f"of more than {MAX_VOCAB} tokens") if is_wide else _kernel("sample", logits.device.type)
     result: Tensor = kernel(logits, temperature, top_k, top_p, min_p, uniform)
     return result
+
+
+def rope_paged_attention(
+    qkv: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    slots: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    num_heads: int,
+    scale: float,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+) -> Tensor:
+    """rope_kv_write and then paged_attention of requests that have one query each; on a GPU one kernel.
+
+    A token without a slot sees its own key, which is not kept, on a GPU; what it gets elsewhere depends on what lies
+    where its key would. It is meant for the padding of a batch, whose results nobody reads.
+
+    Args:
+        qkv: [T, (H + 2 * Hkv) * D].
+        query_starts: int32 [B + 1], 0 or 1 queries of each request.
+        others: as in rope_kv_write and paged_attention. A token's slot is where its request's table has its position,
+            the last one of the context.
+
+    Returns:
+        [T, H, D].
+    """
+    turned = (qkv, positions, cos_sin, slots, k_cache, v_cache)
+    cache = (k_cache, v_cache, block_tables, query_starts, context_lens)
+    scales = (k_scales, v_scales)
+    if _has_no_attention_kernel(qkv, k_cache):
+        q = rope_kv_write(*turned, num_heads, *scales)
+        return paged_attention(q, *cache, scale, *scales, window, soft_cap, alibi_slopes)
+    kernel = _kernel("rope_paged_attention", qkv.device.type)
+    result: Tensor = kernel(*turned, *cache[2:], num_heads, scale, *scales, window, soft_cap, alibi_slopes)
+    return result
+
+
+def _has_no_attention_kernel(like: Tensor, cache: Tensor) -> bool:
+    """Whether the compiled ops refuse activations and a cache like these."""
+    return like.is_cuda and (like.dtype == torch.float32 or (cache.itemsize == 1 and cache.shape[-1] % 16 != 0))
 
 
 def build_info() -> dict[str, Any]:
@@ -589,6 +637,27 @@ def _register_fakes() -> None:
         alibi_slopes: Tensor | None = None,
     ) -> Tensor:
         return torch.empty_like(q)
+
+    @fake("tinyserve::rope_paged_attention")
+    def _(
+        qkv: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        slots: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        context_lens: Tensor,
+        num_heads: int,
+        scale: float,
+        k_scales: Tensor | None = None,
+        v_scales: Tensor | None = None,
+        window: int = 0,
+        soft_cap: float = 0.0,
+        alibi_slopes: Tensor | None = None,
+    ) -> Tensor:
+        return qkv.new_empty(qkv.shape[0], num_heads, k_cache.shape[3])
 
     @fake("tinyserve::layer_norm")
     def _(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None = None) -> Tensor:

@@ -6,40 +6,17 @@
 
 #include "attention.h"
 #include "attention_merge.cuh"
+#include "attention_ring.cuh"
+#include "attention_token.cuh"
 #include "device.cuh"
 #include "launch.cuh"
 
 namespace tinyserve::cuda {
 
-// The queries of a row tile; rows and elements that do not exist are zero. For a cache of 8 bits, of each 16 elements
-// the even ones come first: see attention_operand.cuh.
-template <typename Shape>
-__device__ inline void load_queries(const AttentionJob& job, const AttentionWalk<Shape>& walk, char* queries) {
-  using T = typename Shape::T;
-  const int num_rows = walk.num_rows(job);
-  constexpr int kPairs = Shape::kDim / 16;  // of chunks of 16 bytes
-  for (int item = threadIdx.x; item < Shape::kRows * kPairs; item += Shape::kThreads) {
-    const int row = item / kPairs, pair = item % kPairs, d = pair * 16;
-    const T* from = static_cast<const T*>(job.a.q) + (row < num_rows ? row_offset(job, walk, row) : 0) + d;
-    uint4 low = {}, high = {};
-    if (row < num_rows && d < job.a.head_dim) low = *reinterpret_cast<const uint4*>(from);
-    if (row < num_rows && d + 8 < job.a.head_dim) high = *reinterpret_cast<const uint4*>(from + 8);
-    if constexpr (Shape::kHasScales) {
-      const auto evens = [](uint32_t a, uint32_t b) { return (a & 0xffff) | b << 16; };
-      const auto odds = [](uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000); };
-      const uint4 first = {evens(low.x, low.y), evens(low.z, low.w), evens(high.x, high.y), evens(high.z, high.w)};
-      high = {odds(low.x, low.y), odds(low.z, low.w), odds(high.x, high.y), odds(high.z, high.w)};
-      low = first;
-    }
-    *reinterpret_cast<uint4*>(query_at<Shape>(queries, row, 2 * pair)) = low;
-    *reinterpret_cast<uint4*>(query_at<Shape>(queries, row, 2 * pair + 1)) = high;
-  }
-}
-
 template <typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kMaxCtas)
-    paged_attention_kernel(const __grid_constant__ AttentionJob job) {
-  static_assert(Shape::kShareAt + int(sizeof(AttentionShare<Shape>)) <= Shape::kSharedBytes);
+    paged_attention_kernel(const __grid_constant__ JobOf<Shape> job) {
+  static_assert(Shape::kShareAt + int(sizeof(AttentionShare<Shape>)) <= Shape::kTokenAt);
   char* queries = shared_memory();
   char* scratch = queries + Shape::kScratchAt;
   auto& share = *reinterpret_cast<AttentionShare<Shape>*>(queries + Shape::kShareAt);
@@ -87,9 +64,19 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kMaxCtas)
     }
 
     if (starts) {
-      load_queries(job, walk, queries);
+      if constexpr (Shape::kRotates) {
+        NewToken<Shape>(queries).rotate(job, walk, queries);
+      } else {
+        load_queries(job, walk, queries);
+      }
       rows.start();
       __syncthreads();
+    }
+    if constexpr (Shape::kRotates) {
+      if (walk.ends_row_tile()) {
+        NewToken<Shape>(queries).join(job, ring, stage, walk.end_key - 1 - walk.tile * Shape::kKeys);
+        __syncthreads();
+      }
     }
     const int tile_key = walk.tile * Shape::kKeys;
     const int first_limit = walk.rows.cached + walk.first_row() / job.group + 1;  // keys that the first row sees
@@ -126,19 +113,33 @@ int num_ctas() {
   return std::min(kMaxCtas, Shape::ctas(device.multiprocessors, device.shared_bytes));
 }
 
-template <int kDim, Phase kPhase>
-void launch_attention(const PagedAttentionArgs& a, QueryLimits limits, void* stream) {
-  const AttentionJob job{.a = a,
-                         .group = int(a.num_heads / a.num_kv_heads),
-                         .window = int(std::min<int64_t>(a.window, 0x7fffffff)),
-                         .min_queries = limits.least,
-                         .max_queries = limits.most,
-                         .arrivals_row = arrivals_row(stream)};
-  dispatch_shape<kDim, kPhase>(a, [&](auto shape) {
+inline AttentionJob make_job(const PagedAttentionArgs& a, QueryLimits limits, void* stream) {
+  return {.a = a,
+          .group = int(a.num_heads / a.num_kv_heads),
+          .window = int(std::min<int64_t>(a.window, 0x7fffffff)),
+          .min_queries = limits.least,
+          .max_queries = limits.most,
+          .arrivals_row = arrivals_row(stream)};
+}
+
+template <int kDim, Phase kPhase, typename Job>
+void launch_job(const char* name, const Job& job, void* stream) {
+  dispatch_shape<kDim, kPhase>(job.a, [&](auto shape) {
     using Shape = decltype(shape);
-    launch_kernel("paged_attention", paged_attention_kernel<Shape>, dim3(num_ctas<Shape>()), dim3(Shape::kThreads),
+    launch_kernel(name, paged_attention_kernel<Shape>, dim3(num_ctas<Shape>()), dim3(Shape::kThreads),
                   Shape::kSharedBytes, stream, LaunchOptions{.dependent = true}, job);
   });
+}
+
+template <int kDim, Phase kPhase>
+void launch_attention(const PagedAttentionArgs& a, QueryLimits limits, void* stream) {
+  launch_job<kDim, kPhase>("paged_attention", make_job(a, limits, stream), stream);
+}
+
+template <int kDim>
+void launch_rope_attention(const RopePagedAttentionArgs& args, void* stream) {
+  const RotatingJob job{make_job(args.attention, {1, 1}, stream), args.rope};
+  launch_job<kDim, Phase::kRopeDecode>("rope_paged_attention", job, stream);
 }
 
 // Each CTA may have parts of the first and of the last row tile of its share.

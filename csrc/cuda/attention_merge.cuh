@@ -133,7 +133,7 @@ __device__ inline void write_rows(const AttentionJob& job, const AttentionWalk<S
   const Part<Shape> part(job, parts.slot(blockIdx.x));
   if (threadIdx.x / kWarpSize % Shape::kKeyWarps == 0) {
     rows.each_piece([&](int m, int half, int d, const auto& values) {
-      const int row = rows.row(m, half);
+      const int row = warp_row<Shape>(m, half);
       if (row >= num_rows || d >= job.a.head_dim) return;
       if (is_cut) {
         float* to = part.values + row * Shape::kDim + d;

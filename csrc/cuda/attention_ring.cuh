@@ -3,7 +3,8 @@
 //
 // Where a key lies is read from the page table one tile before its copy starts: the table's latency is then no part of
 // the copy's. Keys that the rows do not see, and elements past the head's own, are zeros that nobody reads from memory:
-// whatever unused slots hold cannot leak, not even through 0 * NaN. Chunks of 16 bytes are swizzled, so that the rows
+// whatever unused slots hold cannot leak, not even through 0 * NaN. So is a decoded token's own key where it is not in
+// the cache yet: attention_token.cuh puts it there. Chunks of 16 bytes are swizzled, so that the rows
 // of an operand lie in different banks.
 #pragma once
 
@@ -28,7 +29,8 @@ class KeyRing {
     Place place;
     if (walk.left == 0) return place;
     const int key = walk.tile * Shape::kKeys + int(threadIdx.x), size = int(job_.a.block_size);
-    if (threadIdx.x < Shape::kKeys && key >= walk.first_key && key < walk.end_key) {
+    const int end = Shape::kRotates ? walk.end_key - 1 : walk.end_key;
+    if (threadIdx.x < Shape::kKeys && key >= walk.first_key && key < end) {
       const int block = key / size;
       place.page = job_.a.block_tables[walk.request * job_.a.max_blocks + block];
       place.offset = walk.kv_head * size + key - block * size;

@@ -19,7 +19,8 @@ struct AttentionShape {
   using T = Type;  // of the activations
   using Cache = CacheType;
   static constexpr bool kHasScales = sizeof(Cache) == 1;
-  static constexpr bool kDecodes = kPhase == Phase::kDecode;
+  static constexpr bool kDecodes = kPhase != Phase::kPrefill;
+  static constexpr bool kRotates = kPhase == Phase::kRopeDecode;
   static constexpr int kDim = Dim;
 
   static constexpr int kKeys = kDim <= 128 ? 64 : 32;  // of a tile
@@ -45,7 +46,9 @@ struct AttentionShape {
   static constexpr int kScratchAt = kRowsAt + kStages * kKeys * int(sizeof(int));
   static constexpr int kScratchBytes = 2 * kWarpSize * 16;
   static constexpr int kShareAt = kScratchAt + kScratchBytes;  // AttentionShare
-  static constexpr int kSharedBytes = kShareAt + 256;
+  static constexpr int kTokenAt = kShareAt + 256;              // NewToken
+  static constexpr int kTokenBytes = kRotates ? 2 * kChunks * 16 + 16 : 0;
+  static constexpr int kSharedBytes = kTokenAt + kTokenBytes;
   static_assert(kSharedBytes <= 99 << 10, "the smallest limit, that of sm_86, sm_89 and sm_120");
 
   // What the registers allow; the shared memory may allow fewer.

@@ -31,9 +31,7 @@ void for_heads_of(const PagedAttentionArgs& a, const Run& run) {
 
 template <typename Run>
 void for_each_launch(const PagedAttentionArgs& a, const Run& run) {
-  if (a.head_dim <= 64) return for_heads_of<64>(a, run);
-  if (a.head_dim <= 128) return for_heads_of<128>(a, run);
-  for_heads_of<256>(a, run);
+  dispatch_head(a.head_dim, [&]<int kDim>() { for_heads_of<kDim>(a, run); });
 }
 
 }  // namespace

@@ -44,6 +44,11 @@ Tensor layer_norm(const Tensor& x, const Tensor& weight, const OptionalTensor& b
                   const OptionalTensor& residual);
 Tensor sample(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
               const Tensor& min_p, const Tensor& uniform);
+Tensor rope_paged_attention(const Tensor& qkv, const Tensor& positions, const Tensor& cos_sin, const Tensor& slots,
+                            const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_tables,
+                            const Tensor& query_starts, const Tensor& context_lens, int64_t num_heads, double scale,
+                            const OptionalTensor& k_scales, const OptionalTensor& v_scales, int64_t window,
+                            double soft_cap, const OptionalTensor& alibi_slopes);
 std::string cpu_isa(const std::string& name);
 std::string cpu_profile(bool start);
 void tape_start(const Tensor& memory);

@@ -12,8 +12,8 @@ def test_every_case_has_a_finite_result() -> None:
         assert y.isfinite().all(), (op, case)
         assert torch.equal(y, work("cpu")), "the same input at every call"
         ops.add(op)
-    norms = {"rms_norm", "layer_norm"}
-    assert ops == norms | {"w4a16_gemv", "w4a16_gemm", "silu_mul", "rope_kv_write", "paged_attention", "sample"}
+    norms, attention = {"rms_norm", "layer_norm"}, {"rope_kv_write", "paged_attention", "rope_paged_attention"}
+    assert ops == norms | attention | {"w4a16_gemv", "w4a16_gemm", "silu_mul", "sample"}
 
 
 def test_without_a_gpu_it_lists_no_configurations() -> None:

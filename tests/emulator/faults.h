@@ -15,6 +15,7 @@ enum class Fault {
   kSwizzle,   // tensor copies write rows as they are
   kFragment,  // mma takes its second and third fragment of A for each other
   kThreadfence,
+  kWeights,  // __ldcg of two floats gives 0 for the first, a maximum: parts of a softmax weigh as if all were equal
 };
 
 inline Fault fault = Fault::kNone;
@@ -32,6 +33,7 @@ inline void set_fault(const std::string& name) {
       {"swizzle", Fault::kSwizzle},
       {"fragment", Fault::kFragment},
       {"threadfence", Fault::kThreadfence},
+      {"weights", Fault::kWeights},
   };
   for (const auto& known : kFaults) {
     if (name == known.name) {

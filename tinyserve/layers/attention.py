@@ -15,13 +15,18 @@ from tinyserve.layers.residual import ResidualStream
 
 @dataclass(frozen=True, eq=False)
 class BatchLayout:
-    """One flat batch: T tokens of B requests one after another, without padding. S is the block size."""
+    """One flat batch: T tokens of B requests one after another, each with at least one. S is the block size."""
 
     positions: Tensor  # int32 [T], in the token's own request
-    slots: Tensor  # int32 [T], block * S + offset where the token's key and value go
+    slots: Tensor  # int32 [T], block * S + offset where the token's key and value go; -1: nowhere
     block_tables: Tensor  # int32 [B, max_blocks]
     query_starts: Tensor  # int32 [B + 1], first token of each request in the flat batch
     context_lens: Tensor  # int32 [B], tokens in the cache after this step
+
+    @property
+    def decodes(self) -> bool:
+        """Whether every request has one token."""
+        return self.positions.shape == self.context_lens.shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,29 +56,15 @@ class Attention:
 
     def attend(self, qkv: Tensor, layout: BatchLayout, cache: LayerCache) -> Tensor:
         """What lies between the two linear layers: qkv [T, (H + 2 Hkv) D] -> [T, H D]."""
-        q = ops.rope_kv_write(
-            qkv,
-            layout.positions,
-            self.cos_sin,
-            layout.slots,
-            cache.k,
-            cache.v,
-            self.num_heads,
-            cache.k_scales,
-            cache.v_scales,
-        )
-        context = ops.paged_attention(
-            q,
-            cache.k,
-            cache.v,
-            layout.block_tables,
-            layout.query_starts,
-            layout.context_lens,
-            self.scale,
-            cache.k_scales,
-            cache.v_scales,
-            self.window,
-            self.soft_cap,
-            self.alibi_slopes,
-        )
+        turned = (qkv, layout.positions, self.cos_sin, layout.slots, cache.k, cache.v)
+        lengths = (layout.block_tables, layout.query_starts, layout.context_lens)
+        scales = (cache.k_scales, cache.v_scales)
+        window, soft_cap, slopes = self.window, self.soft_cap, self.alibi_slopes
+        if layout.decodes:
+            context = ops.rope_paged_attention(
+                *turned, *lengths, self.num_heads, self.scale, *scales, window, soft_cap, slopes
+            )
+        else:
+            q = ops.rope_kv_write(*turned, self.num_heads, *scales)
+            context = ops.paged_attention(q, cache.k, cache.v, *lengths, self.scale, *scales, window, soft_cap, slopes)
         return context.flatten(1)

@@ -1,0 +1,9 @@
+// rope_decode_256.cu — the kernels for heads of up to 256 elements that come unrotated: ../attention_kernel.cuh.
+#include "../attention_kernel.cuh"
+
+namespace tinyserve::cuda {
+
+template void launch_rope_attention<256>(const RopePagedAttentionArgs& args, void* stream);
+template int64_t attention_workspace<256, Phase::kRopeDecode>(const PagedAttentionArgs& args);
+
+}  // namespace tinyserve::cuda
