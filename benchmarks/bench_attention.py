@@ -7,9 +7,9 @@ Needs a GPU. Measures the machine's ceilings first, then each case: every implem
 same random cache, is checked against attention in fp32 and is timed in CUDA graphs, over so many copies of the cache
 (256 MB) that none waits in the GPU's own, all in turn. The limit is the larger of the bytes of queries, keys, values
 and results over the copy bandwidth, and the products over torch's own rate. `tinyserve` is the op paged_attention
-alone, as the peers are; `two-ops` has the rotation and the cache's update before it. An implementation that is missing
-or fails is named with its reason; the others go on. DIR holds vLLM's library of FlashAttention-3 (vllm_fa3.so, also
-.xz) and FlashInfer's wheel, whichever are there.
+alone, as the peers are; `two-ops` has the rotation and the cache's update before it, `fused` has all in one. An
+implementation that is missing or fails is named with its reason; the others go on. DIR holds vLLM's library of
+FlashAttention-3 (vllm_fa3.so, also .xz) and FlashInfer's wheel, whichever are there.
 
 Writes benchmarks/results/attention-<gpu>.json, with every replay's time, and a plot beside it.
 """

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.attention.case import GQA, Case
-from benchmarks.attention.peers.registry import OURS
+from benchmarks.attention.peers.registry import FUSED, OURS, TWO_OPS
 from benchmarks.kernels.limits import Ceilings
 from benchmarks.kernels.rivals import Result, share, speed_ratio
 from benchmarks.verdict import Verdict, at_least, at_most
@@ -48,6 +48,8 @@ def verdicts(results: Sequence[Result[Case]], ceilings: Ceilings) -> list[Verdic
         found.append(at_least(target.regime, f">= {target.share:.2f} of the limit", target.share, shares))
     latencies = [(_microseconds(result), result.case) for result in results if _is_short(result.case)]
     found.append(at_most("decode, batch 1, 1k", f"<= {LATENCY_US:.0f} us", LATENCY_US, latencies))
+    fused = [(speed_ratio(result, FUSED, TWO_OPS), result.case) for result in results if result.case.is_decode]
+    found.append(at_least("decode, rotation and cache too", f">= 1.00 x {TWO_OPS}", 1.0, fused))
     for regime, covers in PHASES:
         for peer in PEERS:
             ratios = [(speed_ratio(result, OURS, peer), result.case) for result in results if covers(result.case)]

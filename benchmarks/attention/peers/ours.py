@@ -55,6 +55,25 @@ class TwoOps:
         return work
 
 
+class Fused:
+    """Both in one op, of a decode step."""
+
+    name = "fused"
+
+    def __init__(self, device: str) -> None:
+        self.version = require(["rope_paged_attention"], device)
+
+    def prepare(self, problem: Problem, cache: Cache) -> Attend:
+        if not problem.case.is_decode:
+            raise Unavailable("is for decoding")
+        step = NewTokens(problem, cache)
+        num_heads = problem.case.heads.num_heads
+        return lambda: ops.rope_paged_attention(
+            step.qkv, step.positions, step.cos_sin, step.slots, cache.k, cache.v, cache.tables, problem.query_starts,
+            problem.context_lens, num_heads, problem.scale, cache.k_scales, cache.v_scales,
+        )  # fmt: skip
+
+
 class NewTokens:
     """What the ops before attention read: the new tokens' queries, keys and values, and where they stand."""
 

@@ -8,8 +8,8 @@ from benchmarks.attention.peers.peer import Implementation
 from benchmarks.kernels.peers.folder import PeerFolder
 from benchmarks.kernels.peers.peer import Unavailable
 
-OURS, TWO_OPS = "tinyserve", "two-ops"
-NAMES = (OURS, TWO_OPS, "fa3", "flashinfer", "sdpa", "varlen")
+OURS, TWO_OPS, FUSED = "tinyserve", "two-ops", "fused"
+NAMES = (OURS, TWO_OPS, FUSED, "fa3", "flashinfer", "sdpa", "varlen")
 
 
 def make(name: str, folder: PeerFolder, device: str) -> Implementation:
@@ -21,6 +21,7 @@ def make(name: str, folder: PeerFolder, device: str) -> Implementation:
     makers: dict[str, Callable[[], Implementation]] = {
         OURS: lambda: load("ours").PagedAttention(device),
         TWO_OPS: lambda: load("ours").TwoOps(device),
+        FUSED: lambda: load("ours").Fused(device),
         "fa3": lambda: load("fa3").FlashAttention3(folder),
         "flashinfer": lambda: load("flashinfer").FlashInfer(folder),
         "sdpa": lambda: load("sdpa").Sdpa(),
