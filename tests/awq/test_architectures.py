@@ -95,4 +95,5 @@ def test_kernels_that_tinyserve_does_not_have_are_refused(tmp_path: Path, capsys
         entry.main([*flags, "--eval_file", str(text), "--eval_seqlen", "32"])
     message = capsys.readouterr().err
     assert "--q_backend real: " in message
-    assert "got BloomForCausalLM; --q_backend fake evaluates it with transformers" in message
+    assert "BloomForCausalLM cannot be served: " in message
+    assert message.endswith("; --q_backend fake evaluates it with transformers\n")
