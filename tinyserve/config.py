@@ -142,6 +142,7 @@ class EngineConfig:
     num_speculative_tokens: int = 0  # guessed by looking back in the text and checked together; 0: off
     overlap: bool | None = None  # a step is launched before the tokens of the one before are taken; None: on a GPU
     enforce_eager: bool = False  # no step is recorded: no CUDA graphs, no tapes on a CPU; see engine/recording.py
+    use_flash_attn: bool = False  # on a GPU: prompts' attention by a library, see layers/attention_registry.py
     prefix_cache: bool = True  # requests that begin alike share keys and values
     image_memory_bytes: int = 512 << 20  # of what images have become: those of running requests, and the latest others
     max_context: int | None = None  # None: the model's

@@ -85,6 +85,21 @@ def test_contradictory_ways_of_loading_are_refused(tmp_path: Path, options: dict
         ModelWorker(CONTROLLER, WORKER, "abc", True, folder, **options)
 
 
+@pytest.mark.parametrize("use_flash_attn", [False, True])
+def test_llavas_use_flash_attn_reaches_the_engine(
+    use_flash_attn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[EngineConfig] = []
+
+    def load_generator(config: EngineConfig) -> TimedGenerator:
+        configs.append(config)
+        return TimedGenerator()
+
+    monkeypatch.setattr("tinyserve.serve.worker.load_generator", load_generator)
+    ModelWorker(CONTROLLER, WORKER, "abc", True, tmp_path, None, None, False, False, "cpu", use_flash_attn)
+    assert [config.use_flash_attn for config in configs] == [use_flash_attn]
+
+
 async def test_an_adapter_is_served_by_llavas_arguments(tmp_path: Path) -> None:
     base = tiny_model.save(tmp_path / "base")
     adapter = tiny_adapter.save(base, tmp_path / "checkpoints" / "checkpoint-20")
@@ -358,6 +373,30 @@ def test_a_wrong_flag_is_one_line_and_exit_code_1(
     error = capsys.readouterr().err.strip()
     assert "\n" not in error
     assert all(word in error for word in words), error
+
+
+@pytest.mark.parametrize(
+    ("flags", "settings"),
+    [
+        ([], {"use_flash_attn": False, "enforce_eager": False}),
+        (["--use-flash-attn"], {"use_flash_attn": True}),
+        (["--enforce-eager"], {"enforce_eager": True}),
+    ],
+)
+def test_what_flags_say_reaches_the_engine(
+    flags: list[str], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs: list[EngineConfig] = []
+
+    def load_generator(config: EngineConfig) -> TimedGenerator:
+        configs.append(config)
+        raise ValueError("no model here")
+
+    monkeypatch.setattr(model_worker, "load_generator", load_generator)
+    assert model_worker.main(["--port", "0", "--no-register", "--model-path", ".", *flags]) == 1
+    assert "no model here" in capsys.readouterr().err
+    (config,) = configs
+    assert {name: getattr(config, name) for name in settings} == settings
 
 
 def test_a_port_in_use_is_named_before_the_model_is_loaded(worker: Member, capsys: pytest.CaptureFixture[str]) -> None:

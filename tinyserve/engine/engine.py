@@ -32,6 +32,7 @@ from tinyserve.engine.request import Request
 from tinyserve.engine.scheduler import Scheduler, Step
 from tinyserve.engine.tokenizer import Tokenizer
 from tinyserve.engine.warm_up import warm_up
+from tinyserve.layers import attention_registry
 from tinyserve.models.language_model import LanguageModel
 from tinyserve.models.loader import load_model
 from tinyserve.models.opening import tokenizer_folder
@@ -48,6 +49,9 @@ MASK_THREADS = {"cpu": 1, "cuda": 8}  # for grammars; the model needs the CPU's 
 class Engine:
     def __init__(self, config: EngineConfig, model: LanguageModel, tokenizer: Tokenizer) -> None:
         limit = min(config.max_context or model.config.context_length, model.config.context_length)
+        library = None  # before the cache, which takes what is left of the memory
+        if config.use_flash_attn:
+            library = attention_registry.choose(model.device, model.dtype, config.kv_cache_dtype)
         num_blocks = kv_cache.num_blocks(model, config, limit)
         self.context_length = min(limit, num_blocks * config.block_size)
         self.tokenizer = tokenizer
@@ -78,6 +82,7 @@ class Engine:
             max_requests,
             max_blocks=-(-self.context_length // config.block_size),
             enforce_eager=config.enforce_eager,
+            library=library,
         )
 
     @classmethod

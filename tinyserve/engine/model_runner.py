@@ -16,6 +16,7 @@ from tinyserve.engine.request import Request
 from tinyserve.engine.scheduler import Chunked, Step
 from tinyserve.engine.step_inputs import Ints, Sizes, StepInputs, Views
 from tinyserve.layers.attention import BatchLayout, LayerCache
+from tinyserve.layers.attention_library import HostLayout, LibraryAttention
 from tinyserve.models.language_model import LanguageModel
 from tinyserve.models.llama import Inserted
 
@@ -34,7 +35,10 @@ def _is_decode(step: Step) -> bool:
 
 
 class ModelRunner:
-    """Args: max_tokens of one step, max_requests in it, max_blocks of one request; enforce_eager: nothing recorded."""
+    """Args: max_tokens of one step, max_requests in it, max_blocks of one request; enforce_eager: nothing recorded.
+
+    library: computes the attention of steps with prompts in them; None: the own kernel.
+    """
 
     def __init__(
         self,
@@ -45,10 +49,12 @@ class ModelRunner:
         max_requests: int,
         max_blocks: int,
         enforce_eager: bool = False,
+        library: LibraryAttention | None = None,
     ) -> None:
         self._model = model
         self._caches = caches
         self._block_size = block_size
+        self._library = library
         self._inputs = StepInputs(max_tokens, max_requests, max_blocks, model.device)
         self._recordings = None if enforce_eager else recordings(model, max_requests)
         self._unread: dict[Request, int] = {}  # whose newest token may be on the device only, and its row there
@@ -83,7 +89,7 @@ class ModelRunner:
             host.inserted[:] = image.rows
             np.maximum(host.known_ids, 0, out=host.known_ids)  # the ids of placeholders are none of the vocabulary's
         self._inputs.send(sizes)
-        return due, self._compute(sizes, image)
+        return due, self._compute(sizes, image, host)
 
     def keep_tokens(self, due: Sequence[Due], tokens: Tensor) -> None:
         """Takes the tokens int [R], on the device, that the requests `due`, without drafts, got after the last step.
@@ -93,11 +99,23 @@ class ModelRunner:
         self._inputs.keep_tokens(tokens)
         self._unread = {one.request: row for row, one in enumerate(due)}
 
-    def _compute(self, sizes: Sizes, image: Insertion | None = None) -> Tensor:
-        """The logits of a step whose inputs have been sent; works on the same memory for the same sizes."""
+    def _compute(self, sizes: Sizes, image: Insertion | None = None, host: Views[Ints] | None = None) -> Tensor:
+        """The logits of a step whose inputs have been sent; works on the same memory for the same sizes.
+
+        Without `host`, the inputs as the host filled them, only the own kernels compute attention.
+        """
         inputs = self._inputs.on_device(sizes)
+        library = None
+        if self._library is not None and host is not None and sizes.tokens > sizes.requests:
+            known = HostLayout(self._block_size, host.query_starts, host.context_lens, host.block_tables)
+            library = self._library.step(known, inputs.query_starts)
         layout = BatchLayout(
-            inputs.positions, inputs.slots, inputs.block_tables, inputs.query_starts, inputs.context_lens
+            inputs.positions,
+            inputs.slots,
+            inputs.block_tables,
+            inputs.query_starts,
+            inputs.context_lens,
+            library=library,
         )
         inserted = None if image is None else Inserted(inputs.inserted.long(), image.embeddings)
         rows = None if sizes.rows is None else inputs.rows

@@ -3,11 +3,12 @@
 Which blocks a request owns is decided by the engine; here they are only numbers in a table.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from tinyserve import ops
+from tinyserve.layers.attention_library import MayAttend, Scores
 from tinyserve.layers.linear import LinearLayer
 from tinyserve.layers.norm import RMSNorm
 from tinyserve.layers.residual import ResidualStream
@@ -22,6 +23,8 @@ class BatchLayout:
     block_tables: Tensor  # int32 [B, max_blocks]
     query_starts: Tensor  # int32 [B + 1], first token of each request in the flat batch
     context_lens: Tensor  # int32 [B], tokens in the cache after this step
+    # tried before the own kernel, in a step with prompts; see attention_library.py
+    library: MayAttend | None = field(default=None, kw_only=True)
 
     @property
     def decodes(self) -> bool:
@@ -57,14 +60,35 @@ class Attention:
     def attend(self, qkv: Tensor, layout: BatchLayout, cache: LayerCache) -> Tensor:
         """What lies between the two linear layers: qkv [T, (H + 2 Hkv) D] -> [T, H D]."""
         turned = (qkv, layout.positions, self.cos_sin, layout.slots, cache.k, cache.v)
-        lengths = (layout.block_tables, layout.query_starts, layout.context_lens)
         scales = (cache.k_scales, cache.v_scales)
         window, soft_cap, slopes = self.window, self.soft_cap, self.alibi_slopes
         if layout.decodes:
+            lengths = (layout.block_tables, layout.query_starts, layout.context_lens)
             context = ops.rope_paged_attention(
                 *turned, *lengths, self.num_heads, self.scale, *scales, window, soft_cap, slopes
             )
         else:
             q = ops.rope_kv_write(*turned, self.num_heads, *scales)
-            context = ops.paged_attention(q, cache.k, cache.v, *lengths, self.scale, *scales, window, soft_cap, slopes)
+            context = attend_cached(q, layout, cache, Scores(self.scale, window, soft_cap, slopes))
         return context.flatten(1)
+
+
+def attend_cached(q: Tensor, layout: BatchLayout, cache: LayerCache, scores: Scores) -> Tensor:
+    """Rotated queries [T, H, D] over keys and values that are all in the cache -> [T, H, D]."""
+    context = None if layout.library is None else layout.library(q, cache.k, cache.v, scores)
+    if context is not None:
+        return context
+    return ops.paged_attention(
+        q,
+        cache.k,
+        cache.v,
+        layout.block_tables,
+        layout.query_starts,
+        layout.context_lens,
+        scores.scale,
+        cache.k_scales,
+        cache.v_scales,
+        scores.window,
+        scores.soft_cap,
+        scores.alibi_slopes,
+    )

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from tinyserve import ops
-from tinyserve.layers.attention import BatchLayout, LayerCache
+from tinyserve.layers.attention import BatchLayout, LayerCache, attend_cached
+from tinyserve.layers.attention_library import Scores
 
 NAME = "tinyserve_paged"  # in transformers' registry; no mask function has it, so that no mask is made
 BATCH = "tinyserve_batch"  # the keyword argument with a Batch
@@ -77,19 +78,7 @@ class PagedBatch:
             cache.k_scales,
             cache.v_scales,
         )
-        return ops.paged_attention(
-            q,
-            cache.k,
-            cache.v,
-            layout.block_tables,
-            layout.query_starts,
-            layout.context_lens,
-            scale,
-            cache.k_scales,
-            cache.v_scales,
-            window,
-            soft_cap,
-        )
+        return attend_cached(q, layout, cache, Scores(scale, window, soft_cap))
 
 
 @dataclass(eq=False)

@@ -144,7 +144,12 @@ def add_model_flags(flags: argparse.ArgumentParser, model_path: bool = True) -> 
     group.add_argument("--load-8bit", action="store_true", help="16-bit linear layers by bitsandbytes in LLM.int8")
     group.add_argument("--load-4bit", action="store_true", help="the same in NF4; what awq.entry writes is faster")
     group.add_argument("--model-type", help="accepted for llm-awq's sake; the checkpoint says its type")
-    group.add_argument("--use-flash-attn", action="store_true", help="accepted for LLaVA's sake; always fused")
+    group.add_argument(
+        "--use-flash-attn",
+        action="store_true",
+        help="on a GPU: prompts' attention by flash-attn, FlashInfer or torch, the first that is installed (the own "
+        "kernel; none was measured beside it, so none is chosen unasked); no effect on a CPU",
+    )
     group.add_argument(
         "--multi-modal", action="store_true", help="accepted for LLaVA's sake; has no effect there either"
     )
@@ -181,6 +186,7 @@ def run(args: argparse.Namespace) -> None:
             min_step_ms=args.min_step_ms,
             num_speculative_tokens=args.num_speculative_tokens,
             enforce_eager=args.enforce_eager,
+            use_flash_attn=args.use_flash_attn,
         )
     )
     http_server.listen(sockets)  # before the worker registers: a request may follow at once

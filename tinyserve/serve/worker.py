@@ -74,8 +74,9 @@ class ModelWorker:
             load_8bit, load_4bit: 16-bit linear layers are quantized by bitsandbytes at load.
             model_name: one or several names; None: from the path, see `model_names`.
             device: auto, cpu or cuda.
-            use_flash_attn, model_type: accepted for compatibility; attention is always fused, and the type is read
-                from the checkpoint.
+            use_flash_attn: on a GPU the attention of prompts is computed by the first library of
+                layers/attention_registry.py that is installed; on a CPU it has no effect.
+            model_type: accepted for compatibility; the type is read from the checkpoint.
             quant_path: AWQ checkpoint with the linear layers of `model_path`.
             precision: W4A16 or W16A16; None: W4A16 where the checkpoint or quant_path is quantized.
             generator: produces the text in place of a model loaded here.
@@ -102,6 +103,7 @@ class ModelWorker:
                 model_base=model_base,
                 load_in=load_in(load_8bit, load_4bit),
                 device=device,
+                use_flash_attn=use_flash_attn,
             )
             generator = load_generator(config)
         names = [model_name] if isinstance(model_name, str) else list(model_name or ())
