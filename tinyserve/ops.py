@@ -162,7 +162,7 @@ def w4a16_linear(
 
 
 def w4a16_fuses(device: str | torch.device) -> bool:
-    """Whether a product on this device takes what stands around it in a model, norm, SiLU and residual, at no cost.
+    """Whether a product on this device takes what stands around it in a model, norm, SiLU and residual.
 
     So do the kernels for tensor cores, those that have configurations. Elsewhere each of these is work of its own, and
     there are better ways to share it out.
